@@ -1,3 +1,69 @@
-"""botproxy."""
+"""botproxy: the TLS front door of a bot. This page is the architecture.
+
+Processes
+
+    supervisor            one thread, no event loop; may run as root
+      |  owns the listening sockets (an SO_REUSEPORT set for each worker slot, kept over the death
+      |  of a worker), the listener's SSLContext (without a certificate; its ticket keys outlive
+      |  certificates and workers), the counts all workers share, signals, forks, replacements
+      |-- keeper          reads and validates the certificates, hands them to the workers, answers
+      |                   `botproxy health`. The only process that reads private keys from disk.
+      '-- worker x N      uvloop: accept, handshake, HTTP, policy, bot. Never root; opens no
+                          certificate file, gets each pair as a sealed memfd from the keeper.
+
+    Keeper and worker talk over one SOCK_SEQPACKET socketpair per slot (`keeper.channel`), made by the
+    supervisor before it forks, so that either end can be replaced. The link between supervisor and child
+    carries `ready` one way, and its end of file tells a child that the supervisor died.
+
+The road of a request
+
+    server.listener  accept
+    server.reception caps, PROXY header, handshake (tls.stream), one ClientConnection
+    http.h1          collects a head, makes an Exchange (http.exchange), calls
+    proxy.handle         policy.routes     which route                              404 421
+                         server.census     may it enter                             429
+                         policy.headers    the request as the bot shall see it      400
+                         upstream.pool     a kept connection, or
+                         upstream.hold     a new one; bot away? wait here           503 504
+                         upstream.connection   send, read the head                  502 504
+                         policy.headers    the response as the world shall see it
+                         http.tunnel       only after a 101
+                         observe.access    one record, in one finally
+    http.exchange    frames the response
+
+    Down once, up once. The only arrow back is the retry of a request that cannot have reached the bot: a
+    failed connect, or a kept connection that turned out to be dead (safe methods without a body only).
+
+Layers, each importing only from those above it or from its own folder (`tests/test_architecture.py`)
+
+    errors model reasons config.schema      words and values
+    policy tls.certificates tls.rules       decisions: values in, values out, no I/O, no clock
+    net                                     bytes over sockets, deadlines, the PROXY header
+    config tls http observe                 files, handshakes, messages, logs
+    upstream                                the bot
+    proxy                                   one request, in order
+    keeper                                  certificates, health
+    server                                  processes, listeners
+    cli                                     commands
+
+Decisions that shape the rest
+
+    TLS is OpenSSL on the bare socket (`tls.stream`), not the loop's transport: less CPU and memory for a
+    connection, and the peer's alert survives. A certificate is swapped by one reference, asked in every
+    handshake; a context in use is never changed.
+
+    Streams receive as soon as bytes arrive, up to a bound, also while nobody reads, so a client that
+    leaves is noticed at once. All deadlines are numbers looked at by one sweep (`net.deadlines`).
+
+    h11 is the grammar, not the policy: a strict scanner takes canonical heads, h11 the rest, and both are
+    followed by the same checks (`http.head`). The chunked coding has a decoder of its own (`http.body`),
+    because h11's is more lenient than a front door may be. Property tests hold both to h11's meaning.
+
+    A connection to the bot belongs to one client (`reuse: client`): one client's broken exchange cannot
+    become another's answer.
+
+    Limits on connections and rates hold for the program, not for each worker: their counts live in shared
+    memory (`server.census`).
+"""
 
 __version__ = "0.1.0"

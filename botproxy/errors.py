@@ -57,6 +57,15 @@ class InternalError(ProxyError):
     """A bug of ours; the traceback is in the operator log."""
 
 
+class Stopping(ProxyError):
+    """Cut off at the end of the drain time, or by the second SIGTERM."""
+
+    status = 503
+    code = "stopping"
+    says = "the proxy is being stopped"
+    key = "timeouts.drain"
+
+
 # The client's fault
 
 
@@ -204,9 +213,8 @@ class UpstreamClosed(UpstreamError):
 
 
 class UpstreamAborted(UpstreamError):
-    """The connection ended inside the response body; the head is already on its way."""
+    """The connection ended inside the response body; the head is usually on its way."""
 
-    status = None
     code = "upstream_aborted"
     says = "the bot behind this proxy broke off its response"
 
@@ -253,7 +261,7 @@ class ResponseTimeout(UpstreamError):
 class UpstreamStalled(UpstreamError):
     """Silence in the middle of a response body, or a bot that does not read its request."""
 
-    status = None
+    status = 504
     code = "upstream_stalled"
     says = "the bot behind this proxy stopped in the middle of an exchange"
     key = "timeouts.idle"

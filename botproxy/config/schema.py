@@ -8,74 +8,88 @@ receives its own section, never the whole.
 
 from __future__ import annotations
 
-import ipaddress
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from botproxy.config.units import Duration, Rate, Size
+from botproxy.config.conflicts import astray, loops, refuse, repeated, unreachable
+from botproxy.config.units import (
+    BodySize,
+    Duration,
+    DurationOrZero,
+    Fault,
+    HeadSize,
+    Rate,
+    Refused,
+    Size,
+)
+from botproxy.config.values import (
+    ADDRESS_EXPECTED,
+    ADDRESS_PATTERN,
+    Account,
+    Address,
+    AdminSocket,
+    Cidr,
+    FileName,
+    HeaderName,
+    HeaderValue,
+    Host,
+    RoutePath,
+    TrustedCidr,
+    UpstreamName,
+    Url,
+    Workers,
+    address_hint,
+    parse_target,
+)
+from botproxy.config.values import Network as Network
+from botproxy.config.values import Target as Target
+from botproxy.config.values import split_address as split_address
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
 
 
 class Section(BaseModel):
     """A frozen mapping that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may hold a secret
+    )
+
+
+def _also(*short_forms: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Tells editors of the short forms that a section accepts instead of a mapping."""
+
+    def extend(schema: dict[str, Any]) -> None:
+        mapping = dict(schema)
+        schema.clear()
+        schema["anyOf"] = [*short_forms, mapping]
+
+    return extend
 
 
 # Addresses
 
 
-_PORT = r"(?P<port>\d{1,5})"
-_ADDRESS = re.compile(rf"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\[\]:/\s]*)):{_PORT}")
-_FD = re.compile(r"fd:(?P<fd>\d+)")
-
-
-def _listen_address(value: object) -> str:
-    if isinstance(value, str):
-        if _FD.fullmatch(value) or value == "systemd":
-            return value
-        match = _ADDRESS.fullmatch(value)
-        if match and int(match["port"]) <= 65535:
-            return value
-    raise ValueError('expected an address like ":443", "127.0.0.1:8443", "[::]:443", "fd:3" or "systemd"')
-
-
-def split_address(value: str) -> tuple[str, int]:
-    """Host (empty: every address) and port of a checked listen address."""
-    match = _ADDRESS.fullmatch(value)
-    if match is None:
-        raise ValueError(f"{value!r} has no host and port")
-    return match["v6"] or match["host"] or "", int(match["port"])
-
-
-def _network(value: object) -> Network:
-    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
-        return value
-    try:
-        return ipaddress.ip_network(str(value), strict=True)
-    except ValueError as error:
-        raise ValueError(f'expected a network like "10.0.0.0/8" or an address ({error})') from None
-
-
-Cidr = Annotated[Network, BeforeValidator(_network), PlainSerializer(str), WithJsonSchema({"type": "string"})]
-Address = Annotated[str, BeforeValidator(_listen_address)]
-
-
 class Listen(Section):
     """One listening address; the short form is the address alone."""
+
+    model_config = ConfigDict(json_schema_extra=_also({"type": "string", "pattern": ADDRESS_PATTERN}))
 
     address: Address
     """`host:port`, `:port` (all addresses, both families), `[::]:port`, `fd:N`, or `systemd`."""
@@ -85,7 +99,11 @@ class Listen(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        return {"address": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"address": value}
+        if not isinstance(value, dict | Listen):
+            raise Refused(Fault(ADDRESS_EXPECTED, hint=address_hint(value)))
+        return value
 
 
 # Certificates and TLS
@@ -94,11 +112,11 @@ class Listen(Section):
 class Certificate(Section):
     """One certificate; several may cover one name (RSA beside ECDSA)."""
 
-    chain: str
+    chain: FileName
     """PEM file: the certificate, then its intermediates (certbot's `fullchain.pem`)."""
-    key: str
+    key: FileName
     """PEM file: the private key."""
-    password_file: str | None = None
+    password_file: FileName | None = None
     """File with the passphrase of an encrypted key."""
 
 
@@ -107,68 +125,32 @@ class Tls(Section):
 
     min_version: Literal["1.2", "1.3"] = "1.2"
     """1.3 alone would cut off older webhook senders."""
-    strict_sni: bool = False
+    strict_sni: Flag = False
     """Refuse unknown names (alert unrecognized_name) instead of serving the first certificate."""
 
 
 # Upstreams and routes
 
 
-class Target(Section):
-    """A checked upstream address."""
-
-    scheme: Literal["http", "https", "unix"]
-    host: str
-    """Host name or address; empty for a Unix socket."""
-    port: int
-    path: str = ""
-    """Path of the Unix socket."""
-
-    def __str__(self) -> str:
-        if self.scheme == "unix":
-            return f"unix:{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
-
-
-_URL_EXPECTED = 'expected "http://host:port", "https://host:port" or "unix:/path/to.sock"'
-
-
-def parse_target(url: str) -> Target:
-    """The address in an upstream `url`; raises ValueError that says what was expected."""
-    if url.startswith("unix:") and len(url) > len("unix:"):
-        return Target(scheme="unix", host="", port=0, path=url.removeprefix("unix:"))
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(_URL_EXPECTED)
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise ValueError(f"{_URL_EXPECTED}, without path, query or user (the request's own path is sent)")
-    try:
-        port = parts.port
-    except ValueError:
-        raise ValueError(f"{_URL_EXPECTED}, with a port from 1 to 65535") from None
-    default = 443 if parts.scheme == "https" else 80
-    scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"
-    return Target(scheme=scheme, host=parts.hostname, port=port or default)
-
-
 class Upstream(Section):
     """One bot."""
 
-    url: str
+    url: Url
     """`http://host:port`, `https://host:port` (verified), `unix:/path`."""
     reuse: Literal["client", "shared", "never"] = "client"
     """Who may use a kept connection: the client it was opened for, everybody, nobody. `shared` saves
     connects and lets one client's broken exchange meet another's; the bot is near, so it is not default."""
-    hold: Duration = 10.0
-    """How long a request waits while the bot refuses connections (it restarts); nothing was sent yet."""
-    ca: str | None = None
+    hold: DurationOrZero = 10.0
+    """How long a request waits while the bot refuses connections (it restarts); nothing was sent yet.
+    0: not at all."""
+    ca: FileName | None = None
     """PEM file that an https:// bot's certificate must verify against; the system's store by default."""
 
-    @field_validator("url")
+    @field_validator("ca")
     @classmethod
-    def _url(cls, value: str) -> str:
-        parse_target(value)
+    def _ca_needs_tls(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not info.data.get("url", "https:").startswith("https:"):
+            raise Refused(Fault("a `url` that begins with https://, for nothing else is verified"))
         return value
 
     @property
@@ -183,41 +165,21 @@ class RateLimit(Section):
     """For each client address (IPv6: each /64)."""
     total: Rate | None = None
     """For all clients together."""
-    burst: Annotated[int, Field(ge=1)] = 20
+    burst: Count = 20
     """How many requests may come at once before the rate counts."""
-
-
-_HOST = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
 
 
 class Route(Section):
     """Which requests go to which bot; the first that fits wins."""
 
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
     """Host names served, `*.example.com` for one label of wildcard; none: every host."""
-    path: str = "/"
+    path: RoutePath = "/"
     """Served are this path and everything below it, compared with the raw bytes of the request."""
-    upstream: str | None = None
+    upstream: UpstreamName | None = None
     """Name of the upstream; may be left out when there is only one."""
     rate: RateLimit = RateLimit()
-
-    @field_validator("hosts")
-    @classmethod
-    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        lowered = tuple(host.lower().removesuffix(".") for host in value)
-        for host in lowered:
-            if not _HOST.fullmatch(host):
-                raise ValueError(f'expected a host name like "bot.example.com" without port, found "{host}"')
-        return lowered
-
-    @field_validator("path")
-    @classmethod
-    def _path(cls, value: str) -> str:
-        if not re.fullmatch(r"/[!-~]*", value) or re.search(r"[?#\\%]|//|/\.\.?(/|$)", value):
-            raise ValueError(
-                'expected a path like "/telegram": from the root, without %, ?, #, backslash, "//" or dot segments'
-            )
-        return value
+    """Of requests to this route; off unless set."""
 
 
 # Headers
@@ -226,57 +188,51 @@ class Route(Section):
 class Hsts(Section):
     """Strict-Transport-Security (RFC 6797); sent over TLS only."""
 
-    enabled: bool = True
+    model_config = ConfigDict(json_schema_extra=_also({"enum": ["on", "off", True, False]}))
+
+    enabled: Flag = True
     """`hsts: off` sends `max-age=0`, which takes an earlier promise back."""
-    max_age: Duration = 365 * 86400.0
-    include_subdomains: bool = False
+    max_age: DurationOrZero = 365 * 86400.0
+    """How long browsers remember to come by https only. 0: not at all."""
+    include_subdomains: Flag = False
     """Dangerous where other hosts share the domain; off."""
-    preload: bool = False
+    preload: Flag = False
+    """Asks browsers to build the promise in; nearly impossible to take back."""
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        if value in ("off", False):
+        if value == "off" or value is False:
             return {"enabled": False}
-        return {} if value in ("on", True) else value
+        if value == "on" or value is True:
+            return {}
+        if not isinstance(value, dict | Hsts):
+            raise Refused(Fault('"on", "off" or a mapping like {max_age: 365d}'))
+        return value
 
 
 class Headers(Section):
     """What is added to responses."""
 
     hsts: Hsts = Hsts()
+    """`on`, `off`, or its keys."""
     preset: Literal["api", "web", "none"] = "api"
     """`api`: nosniff and no-referrer; `web` adds framing and permission rules for pages in browsers."""
-    set: dict[str, str] = {}
+    set: dict[HeaderName, HeaderValue] = {}
     """Further response headers."""
-    override: bool = False
+    override: Flag = False
     """Whether ours replace what the bot sets itself."""
     underscores: Literal["pass", "drop", "refuse"] = "pass"
     """Request header names with `_`. One that reads like a header we set or trust is always refused."""
 
     @field_validator("set")
     @classmethod
-    def _set(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not re.fullmatch(r"[A-Za-z0-9-]+", name):
-                raise ValueError(f'expected a header name of letters, digits and "-", found "{name}"')
-            if not re.fullmatch(r"[\t -~]*", text):
-                raise ValueError(f"expected printable ASCII as the value of {name}")
-            if name.lower() in _OURS:
-                raise ValueError(f"{name} belongs to the connection and cannot be set")
+    def _each_once(cls, value: dict[str, str]) -> dict[str, str]:
+        seen: dict[str, str] = {}
+        for name in value:
+            if (first := seen.setdefault(name.lower(), name)) != name:
+                raise Refused(Fault("each header once", found=f'"{first}" and "{name}"'))
         return value
-
-
-_OURS = {
-    "connection",
-    "content-length",
-    "transfer-encoding",
-    "keep-alive",
-    "upgrade",
-    "trailer",
-    "te",
-    "date",
-}
 
 
 # Limits and times
@@ -285,73 +241,85 @@ _OURS = {
 class Limits(Section):
     """All on by default."""
 
-    head: Size = 16 * 1024
+    head: HeadSize = 16 * 1024
     """Request head (431)."""
-    fields: Annotated[int, Field(ge=1)] = 100
+    fields: Count = 100
     """Header fields of a request (431)."""
-    request_line: Size = 8 * 1024
-    """(414)"""
-    body: Size = 32 * 1024**2
+    request_line: HeadSize = 8 * 1024
+    """Method, target and version (414)."""
+    body: BodySize = 32 * 1024**2
     """Request body, counted while it streams (413). GitHub sends up to 25 MB."""
     body_rate: Size = 500
     """Bytes per second that an upload must reach, counted from `timeouts.body_grace` on; 0: none."""
-    requests_per_connection: Annotated[int, Field(ge=1)] = 1000
+    requests_per_connection: Count = 1000
+    """After these the connection is closed in good order, which frees what it holds."""
     connection_age: Duration = 3600.0
-    connections: Annotated[int, Field(ge=1)] = 4096
+    """As above, by time; give or take a tenth, so that not all come back at once."""
+    connections: Count = 4096
     """Client connections in all workers together; lowered where the limit on open files demands it."""
-    connections_per_address: Annotated[int, Field(ge=1)] = 256
+    connections_per_address: Count = 256
     """For each client address (IPv6: each /64); not for `trusted_proxies`."""
-    handshakes: Annotated[int, Field(ge=1)] = 256
+    handshakes: Count = 256
     """TLS handshakes in flight in one worker; more wait in the listen queue."""
-    waiting: Annotated[int, Field(ge=1)] = 1000
+    waiting: Count = 1000
     """Requests of one worker that wait for an absent bot (503 above it)."""
     rate: RateLimit = RateLimit()
     """Over all routes; off unless set."""
 
 
 class Timeouts(Section):
-    """Seconds; 0 switches off those that say so."""
+    """Durations; 0 is possible only where it says what it means."""
 
     handshake: Duration = 10.0
+    """From the connection to the end of its TLS handshake."""
     proxy_protocol: Duration = 5.0
+    """For the PROXY protocol header, where one is demanded."""
     head: Duration = 10.0
     """From the first byte of a request head to its last (408)."""
     body: Duration = 30.0
     """Between two reads of a request body (408)."""
-    body_grace: Duration = 20.0
-    """After this long an upload must reach `limits.body_rate`."""
+    body_grace: DurationOrZero = 20.0
+    """After this long an upload must reach `limits.body_rate`. 0: from its start."""
     write: Duration = 30.0
     """A client or bot that takes no byte for this long is cut off."""
     keep_alive: Duration = 75.0
     """Between requests; above the 60 s of Telegram's sender, so that it closes first."""
     connect: Duration = 3.0
     """One attempt to reach the bot (504)."""
-    response: Duration = 60.0
+    response: DurationOrZero = 60.0
     """From the request to the head of the bot's response (504); 0: none."""
-    idle: Duration = 60.0
+    idle: DurationOrZero = 60.0
     """Between two reads of the bot's response body; 0: none."""
     upstream_keep_alive: Duration = 4.0
     """Idle connections to the bot; below the 5 s of uvicorn and hypercorn (2 s for gunicorn, always)."""
-    tunnel: Duration = 3600.0
+    tunnel: DurationOrZero = 3600.0
     """Silence in a WebSocket; 0: none."""
-    drain: Duration = 25.0
-    """What SIGTERM grants to requests in flight; Kubernetes kills after 30 s."""
+    drain: DurationOrZero = 25.0
+    """What SIGTERM grants to requests in flight; Kubernetes kills after 30 s. 0: cut at once."""
+
+
+AccessLog = Annotated[
+    Literal["json", "off"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML 1.1 reads a bare `off` so
+    WithJsonSchema({"enum": ["json", "off", False]}),
+]
 
 
 class Log(Section):
     """Access log on stdout, operator log on stderr."""
 
-    access: Literal["json", "off"] = "json"
+    access: AccessLog = "json"
+    """One JSON line for each request, or `off`."""
     level: Literal["debug", "info", "warning", "error"] = "info"
-
-    @field_validator("access", mode="before")
-    @classmethod
-    def _yaml_off(cls, value: object) -> object:
-        return "off" if value is False else value
+    """The least severe message of the operator log."""
 
 
-def _names_one_upstream(name: str | None, upstreams: dict[str, Upstream]) -> bool:
-    return name in upstreams if name is not None else len(upstreams) == 1
+_CHECKED = Field(validate_default=True)
+"""Of a default that may contradict what was written."""
+
+
+def _addresses(listens: Sequence[Listen]) -> list[str]:
+    return [listen.address for listen in listens]
 
 
 class Config(Section):
@@ -359,57 +327,88 @@ class Config(Section):
 
     listen: tuple[Listen, ...] = (Listen(address=":443"),)
     """TLS listeners."""
-    plain_listen: tuple[Listen, ...] = (Listen(address=":80"),)
+    plain_listen: Annotated[tuple[Listen, ...], _CHECKED] = (Listen(address=":80"),)
     """Clear-text listeners: redirect to https and ACME http-01 files; `[]` turns them off."""
-    acme_webroot: str | None = None
+    acme_webroot: FileName | None = None
     """Directory of `certbot --webroot`; its `.well-known/acme-challenge/` is served on `plain_listen`."""
-    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
+    workers: Workers = "auto"
     """Processes that serve; `auto`: one per CPU."""
-    user: str | None = None
+    user: Account | None = None
     """Account of the workers when started as root; by default `botproxy` where it exists, else `nobody`."""
-    state_dir: str | None = None
+    state_dir: FileName | None = None
     """Where the admin socket and the development CA live; `/var/lib/botproxy` for root, else
     `$XDG_STATE_HOME/botproxy`."""
     certificates: Annotated[tuple[Certificate, ...], Field(min_length=1)]
-    """The first is the default for clients that name no host or an unknown one."""
+    """Pairs of `chain` and `key`; the first serves clients that name no host or an unknown one."""
     tls: Tls = Tls()
-    upstreams: Annotated[dict[str, Upstream], Field(min_length=1)] = {
+    """What is spoken on `listen`."""
+    upstreams: Annotated[dict[UpstreamName, Upstream], Field(min_length=1), _CHECKED] = {
         "bot": Upstream(url="http://127.0.0.1:8000")
     }
-    routes: tuple[Route, ...] = (Route(),)
+    """The bots by name; the name stands in logs and metrics."""
+    routes: Annotated[tuple[Route, ...], Field(min_length=1), _CHECKED] = (Route(),)
+    """Tried in this order; by default every request goes to the only upstream."""
     headers: Headers = Headers()
+    """What is added to responses."""
     limits: Limits = Limits()
+    """What a client may use up."""
     timeouts: Timeouts = Timeouts()
-    trusted_proxies: tuple[Cidr, ...] = ()
+    """How long anything may take."""
+    trusted_proxies: tuple[TrustedCidr, ...] = ()
     """Peers whose X-Forwarded-For and X-Request-ID are believed."""
     log: Log = Log()
-    admin: str | None = None
+    """What is written about requests and about botproxy itself."""
+    admin: AdminSocket | None = None
     """Socket of `botproxy health`, `unix:/path`; in `state_dir` by default, `off` for none."""
 
-    @field_validator("admin", mode="before")
+    # Contradictions are checked key by key, so that a mistake elsewhere hides none of them.
+
+    @field_validator("listen", "plain_listen", mode="before")
     @classmethod
-    def _admin(cls, value: object) -> object:
-        if value is False:
-            return "off"
-        if value not in (None, "off") and not str(value).startswith("unix:/"):
-            raise ValueError('expected "unix:/path/to.sock" or "off"')
+    def _is_list(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            address = isinstance(value, str) and re.fullmatch(ADDRESS_PATTERN, value)
+            hint = f'write ["{value}"]' if address else address_hint(value)
+            raise Refused(Fault('a list of addresses like [":443"]', hint=hint))
         return value
 
     @field_validator("listen")
     @classmethod
-    def _listens(cls, value: tuple[Listen, ...]) -> tuple[Listen, ...]:
+    def _listens_once(cls, value: tuple[Listen, ...]) -> tuple[Listen, ...]:
         if not value:
-            raise ValueError('expected at least one address like ":443"')
+            raise Refused(Fault('at least one address like ":443"'))
+        refuse(repeated(("listen", _addresses(value))))
         return value
 
-    @model_validator(mode="after")
-    def _routes_reach_upstreams(self) -> Config:
-        for index, route in enumerate(self.routes):
-            if not _names_one_upstream(route.upstream, self.upstreams):
-                known = ", ".join(sorted(self.upstreams))
-                found = f'"{route.upstream}"' if route.upstream else "no upstream named"
-                raise ValueError(f"routes[{index}].upstream: expected one of: {known}; found {found}")
-        return self
+    @field_validator("plain_listen")
+    @classmethod
+    def _plain_listens_elsewhere(cls, value: tuple[Listen, ...], info: ValidationInfo) -> tuple[Listen, ...]:
+        listen = info.data.get("listen", ())
+        refuse(repeated(("plain_listen", _addresses(value)), ("listen", _addresses(listen))))
+        return value
+
+    @field_validator("acme_webroot")
+    @classmethod
+    def _acme_needs_plain(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("plain_listen") == ():
+            raise Refused(Fault("an address in `plain_listen`, where these files are served", found="none"))
+        return value
+
+    @field_validator("upstreams")
+    @classmethod
+    def _upstreams_elsewhere(cls, value: dict[str, Upstream], info: ValidationInfo) -> dict[str, Upstream]:
+        listening = [(key, _addresses(info.data.get(key, ()))) for key in ("listen", "plain_listen")]
+        refuse(loops({name: upstream.target for name, upstream in value.items()}, *listening))
+        return value
+
+    @field_validator("routes")
+    @classmethod
+    def _routes_lead_somewhere(cls, value: tuple[Route, ...], info: ValidationInfo) -> tuple[Route, ...]:
+        faults = unreachable([(route.hosts, route.path) for route in value])
+        if "upstreams" in info.data:
+            faults += astray([route.upstream for route in value], list(info.data["upstreams"]))
+        refuse(faults)
+        return value
 
     def upstream_of(self, route: Route) -> str:
         """Name of the upstream that serves `route`."""

@@ -1,0 +1,52 @@
+# `make demo` and `make test` are all it takes to start; each sets up what it needs, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+# Touched when an installation is complete, so that the next run goes straight to its work.
+INSTALLED := $(VENV)/.botproxy-installed
+INSTALLED_FOR_TESTS := $(VENV)/.botproxy-installed-for-tests
+
+.PHONY: help demo test check schema clean
+
+help:
+	@echo 'make demo    set up, then serve an echo bot at https://localhost:8443'
+	@echo 'make test    set up, then run all tests'
+	@echo 'make check   lint, formatting, types'
+	@echo 'make schema  write botproxy/config/schema.json, the configuration as editors know it'
+	@echo 'make clean   remove the virtual environment and what tools have left behind'
+
+demo: $(INSTALLED)
+	@$(BIN)/botproxy demo
+
+test: $(INSTALLED_FOR_TESTS)
+	$(BIN)/pytest
+
+check: $(INSTALLED_FOR_TESTS)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+schema: $(INSTALLED)
+	$(BIN)/python -m botproxy.config.schema_file
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml | $(BIN)/pip
+	@echo 'installing botproxy into $(VENV)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(INSTALLED_FOR_TESTS): pyproject.toml | $(BIN)/pip
+	@echo 'installing botproxy and its test tools into $(VENV)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $(INSTALLED) $@
+
+# pip comes last in a virtual environment: where it is, the environment is complete, whoever made it.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'expected Python 3.11 or newer; name one with: make PYTHON=python3.12'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo 'on Debian and Ubuntu: apt install python3-venv'; exit 1; }

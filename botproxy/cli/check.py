@@ -1,0 +1,174 @@
+"""`botproxy check`: everything wrong with a configuration and its certificates, at once.
+
+Reads the files that `botproxy serve` would read and judges them by the same rules,
+but changes nothing and opens no port. Exit code 2: the configuration is wrong;
+1: it is right, and a certificate it names is not; 0: fine, though there may be
+warnings. Text for people, `--json` with stable keys for machines.
+
+Before: `config.load`, `keeper.load`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import click
+
+from botproxy.cli import report
+from botproxy.cli.verb import Verb
+from botproxy.config.load import load_file
+from botproxy.errors import ConfigError, Problem
+from botproxy.keeper.load import load_certificates
+
+FINE, CERTIFICATES_WRONG, CONFIGURATION_WRONG = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One finding about one certificate."""
+
+    rule: str
+    severity: str
+    """error, warning or info."""
+    says: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One certificate, as it is reported."""
+
+    path: str
+    """`certificates[0]`."""
+    file: str
+    names: tuple[str, ...]
+    issuer: str
+    key_type: str
+    not_before: str
+    not_after: str
+    """ISO 8601, UTC."""
+    days_left: int
+    """Whole days; negative when it has expired."""
+    fingerprint: str
+    findings: tuple[Remark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check found."""
+
+    exit_code: int
+    problems: tuple[Problem, ...]
+    certificates: tuple[Entry, ...]
+
+
+@click.command(
+    cls=Verb,
+    help="check a configuration and its certificates; changes nothing, opens no port",
+    examples=(
+        ("botproxy check /etc/botproxy/botproxy.yaml", "what is wrong, and what to write instead"),
+        ("botproxy check --json botproxy.yaml | jq .ok", "the same for machines"),
+    ),
+)
+@click.argument("config")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+def command(config: str, as_json: bool) -> int:
+    verdict = examine(config, datetime.now(UTC))
+    if as_json:
+        _print_json(verdict)
+    else:
+        _print_text(config, verdict)
+    return verdict.exit_code
+
+
+def examine(path: str, now: datetime) -> Verdict:
+    """Everything to say about the configuration at `path` and the certificates it names."""
+    try:
+        config = load_file(path)
+    except ConfigError as wrong:
+        return Verdict(CONFIGURATION_WRONG, tuple(wrong.problems), ())
+    try:
+        loaded = load_certificates(config, now)
+    except ConfigError as wrong:
+        return Verdict(CERTIFICATES_WRONG, tuple(wrong.problems), ())
+    entries = tuple(
+        Entry(
+            path=f"certificates[{index}]",
+            file=configured.chain,
+            names=certificate.names,
+            issuer=certificate.issuer,
+            key_type=certificate.key_type,
+            not_before=certificate.not_before.isoformat(),
+            not_after=certificate.not_after.isoformat(),
+            days_left=(certificate.not_after - now).days,
+            fingerprint=certificate.fingerprint,
+            findings=tuple(
+                Remark(
+                    located.finding.rule,
+                    located.finding.severity,
+                    located.finding.sentence,
+                    located.finding.fix,
+                )
+                for located in loaded.findings
+                if located.path == f"certificates[{index}]"
+            ),
+        )
+        for index, (configured, certificate) in enumerate(
+            zip(config.certificates, loaded.certificates, strict=True)
+        )
+    )
+    failed = any(remark.severity == "error" for entry in entries for remark in entry.findings)
+    return Verdict(CERTIFICATES_WRONG if failed else FINE, (), entries)
+
+
+# Private
+
+
+def _print_json(verdict: Verdict) -> None:
+    answer = {
+        "ok": verdict.exit_code == FINE,
+        "problems": [asdict(problem) for problem in verdict.problems],
+        "certificates": [asdict(entry) for entry in verdict.certificates],
+    }
+    click.echo(json.dumps(answer, indent=2))
+
+
+def _print_text(path: str, verdict: Verdict) -> None:
+    for entry in verdict.certificates:
+        click.echo(report.printable(f"{entry.path}: {', '.join(entry.names) or 'no names'}"))
+        for label, value in (
+            ("file", entry.file),
+            ("issuer", entry.issuer),
+            ("key", entry.key_type.upper()),
+            ("valid", _validity(entry)),
+        ):
+            click.echo(report.printable(f"  {label:<8}{value}"))
+    for entry in verdict.certificates:
+        for remark in entry.findings:
+            report.say(remark.severity, f"{entry.file}: {entry.path}: {remark.says}")
+            report.say("hint", remark.hint)
+    for problem in verdict.problems:
+        report.error(str(problem), problem.hint)
+    click.echo(report.printable(f"{path}: {_summary(verdict)}"))
+
+
+def _validity(entry: Entry) -> str:
+    until = f"until {entry.not_after[:10]}"
+    if entry.days_left < 0:
+        return f"{until}, expired"
+    return f"{until}, {entry.days_left} {'day' if entry.days_left == 1 else 'days'} left"
+
+
+def _summary(verdict: Verdict) -> str:
+    severities = ["error" for _ in verdict.problems]
+    severities += [remark.severity for entry in verdict.certificates for remark in entry.findings]
+    counts = [_counted(severities, kind) for kind in ("error", "warning") if kind in severities]
+    return ", ".join(counts) or "fine"
+
+
+def _counted(severities: Sequence[str], kind: str) -> str:
+    count = severities.count(kind)
+    return f"{count} {kind}" if count == 1 else f"{count} {kind}s"

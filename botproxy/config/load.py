@@ -1,0 +1,106 @@
+"""Reads the configuration: a YAML file, options on top of it, or options alone.
+
+Lays the sources over each other, remembers which one each value came from,
+makes file names absolute and has the schema judge the result. All mistakes of
+one run are raised together as ConfigError. Opens no file but the configuration:
+whether the files it names exist is found out by those who need them.
+
+YAML: `document`. Rules: `schema`. Wording: `explain`. After: `cli.serve`, `cli.check`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path as Directory
+from types import MappingProxyType
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from botproxy.config.document import read_document
+from botproxy.config.explain import Place, Report
+from botproxy.config.keys import dotted, is_file
+from botproxy.config.schema import Config
+from botproxy.config.units import Path
+
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+def load_file(path: str, overrides: Mapping[str, Any] = _NONE, origins: Mapping[str, str] = _NONE) -> Config:
+    """The configuration in the file at `path`, under `overrides` of the same structure.
+
+    Mappings are merged key by key, everything else is replaced. `origins` names
+    the option behind a value by its dotted path ({"upstreams.bot.url": "--to"}),
+    for errors. File names are relative to the directory of the file, those in
+    `overrides` to the current one. Raises ConfigError with everything wrong.
+    """
+    directory = Directory.cwd() / Directory(path).parent
+    report = Report(Place(f"{path}:1", 1, directory))
+    data = read_document(path, directory, report)
+    _lay_over(data, overrides, (), origins, report)
+    return _validate(data, report)
+
+
+def load_options(values: Mapping[str, Any], origins: Mapping[str, str] = _NONE) -> Config:
+    """The configuration in `values` alone; see `load_file` for `origins`."""
+    report = Report(_option((), origins))
+    data: dict[str, Any] = {}
+    _lay_over(data, values, (), origins, report)
+    return _validate(data, report)
+
+
+def _validate(data: dict[str, Any], report: Report) -> Config:
+    _resolve_file_names(data, report)
+    config: Config | None = None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        report.explain(error)
+    report.finish()
+    assert config is not None
+    return config
+
+
+def _resolve_file_names(data: dict[str, Any], report: Report) -> None:
+    for path, place in report.places.items():
+        if path and is_file(path):
+            around: Any = data
+            for step in path[:-1]:
+                around = around[step]
+            if isinstance(around[path[-1]], str) and around[path[-1]]:
+                around[path[-1]] = str(place.directory / around[path[-1]])
+
+
+# Options
+
+
+def _lay_over(
+    data: dict[str, Any], values: Mapping[str, Any], path: Path, origins: Mapping[str, str], report: Report
+) -> None:
+    """Puts `values` into `data`, whose path is `path`."""
+    for key, value in values.items():
+        here = (*path, key)
+        below = data.get(key)
+        if isinstance(value, Mapping) and isinstance(below, dict):
+            _lay_over(below, value, here, origins, report)
+        else:
+            for gone in [each for each in report.places if each[: len(here)] == here]:
+                del report.places[gone]
+            data[key] = _plain(value, here, origins, report)
+
+
+def _plain(value: Any, path: Path, origins: Mapping[str, str], report: Report) -> Any:
+    """`value` in lists and dicts of our own, with a place for everything in it."""
+    report.places[path] = _option(path, origins)
+    if isinstance(value, Mapping):
+        return {key: _plain(each, (*path, key), origins, report) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, (*path, index), origins, report) for index, each in enumerate(value)]
+    return value
+
+
+def _option(path: Path, origins: Mapping[str, str]) -> Place:
+    around = (dotted(path[:length]) for length in range(len(path), 0, -1))
+    where = next((origins[each] for each in around if each in origins), "command line")
+    return Place(where, sys.maxsize, Directory.cwd())

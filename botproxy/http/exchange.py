@@ -1,0 +1,262 @@
+"""One request on an HTTP/1.1 connection, and the way to answer it.
+
+Owns the framing in both directions: the request body is decoded, counted and
+timed here; the response is framed as its client's version allows. Bytes of a
+response are held back until somebody would wait, so that a small answer is one
+write. What the answer says is decided elsewhere.
+
+Before: `http.h1`. After: `proxy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import lru_cache
+
+from botproxy import errors
+from botproxy.config.schema import Limits, Timeouts
+from botproxy.http.body import LAST_CHUNK, BodyError, ChunkedDecoder, Decoder, LengthDecoder, chunk
+from botproxy.http.head import HeadLimits
+from botproxy.model import Peer, Record, RequestHead, TlsInfo
+from botproxy.net.stream import SocketStream, StreamClosed, StreamTimeout
+from botproxy.policy.limits import too_slow
+from botproxy.reasons import REASONS
+
+HELD_LIMIT = 16 * 1024
+"""Response bytes held back at most; one TLS record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration says about client connections."""
+
+    head: HeadLimits
+    limits: Limits
+    timeouts: Timeouts
+
+    @classmethod
+    def of(cls, limits: Limits, timeouts: Timeouts) -> Settings:
+        return cls(HeadLimits(limits.head, limits.fields, limits.request_line), limits, timeouts)
+
+
+class Exchange:
+    """A request that has a head (None: it was refused), and its response."""
+
+    __slots__ = (
+        "_body_started",
+        "_chunked",
+        "_continued",
+        "_decoder",
+        "_held",
+        "_held_size",
+        "_loop",
+        "_may_keep",
+        "_settings",
+        "_without_body",
+        "client_gone",
+        "finished",
+        "head",
+        "keep",
+        "record",
+        "responded",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        stream: SocketStream,
+        settings: Settings,
+        loop: asyncio.AbstractEventLoop,
+        head: RequestHead | None,
+        record: Record,
+        *,
+        may_keep: bool,
+    ) -> None:
+        self.stream = stream
+        self.head = head
+        self.record = record
+        self.client_gone = False
+        """The client left; the task that serves it is being cancelled."""
+        self.responded = False
+        """The response head was given to `send_head`."""
+        self.finished = False
+        self.keep = False
+        """Whether the connection may carry another request; decided by `send_head`."""
+        self._settings = settings
+        self._loop = loop
+        self._may_keep = may_keep and head is not None and head.keep_alive
+        self._decoder = _decoder(head)
+        self._body_started = 0.0
+        self._continued = False
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._chunked = False
+        self._without_body = False
+
+    @property
+    def peer(self) -> Peer:
+        return self.record.peer
+
+    @property
+    def tls(self) -> TlsInfo | None:
+        return self.record.tls
+
+    def close_after(self) -> None:
+        """Let no other request follow on this connection; the response head says so if it can still."""
+        self._may_keep = False
+
+    # The request body
+
+    @property
+    def body_complete(self) -> bool:
+        """Whether the whole request body was read."""
+        return self._decoder is None or self._decoder.done
+
+    def admit_body(self) -> None:
+        """Raises BodyTooLarge when the announced body is above the limit."""
+        head = self.head
+        if head is not None and (head.content_length or 0) > self._settings.limits.body:
+            raise errors.BodyTooLarge
+
+    def take_body(self) -> bytes:
+        """What of the body has arrived already; never waits. Raises ClientError."""
+        arrived = self.stream.peek()
+        return self._decode(self.stream.take()) if arrived and self._decoder is not None else b""
+
+    async def read_body(self) -> bytes:
+        """The next piece of the body; empty at its end.
+
+        Raises BodyTimeout when it stops or drips, BodyTooLarge, BadRequest, ClientGone.
+        """
+        timeouts = self._settings.timeouts
+        if not self._body_started:
+            self._body_started = self._loop.time()
+        while not self.body_complete:
+            now = self._loop.time()
+            elapsed = now - self._body_started
+            if too_slow(self.record.bytes_in, elapsed, timeouts.body_grace, self._settings.limits.body_rate):
+                raise errors.BodyTimeout("the body arrives too slowly")
+            try:
+                data = await self.stream.read(now + timeouts.body)
+            except StreamTimeout:
+                raise errors.BodyTimeout from None
+            except StreamClosed:
+                raise errors.ClientGone("inside the request body") from None
+            if not data:
+                raise errors.ClientGone("inside the request body")
+            if content := self._decode(data):
+                return content
+        return b""
+
+    def _decode(self, data: bytes) -> bytes:
+        assert self._decoder is not None
+        try:
+            content, rest = self._decoder.feed(data)
+        except BodyError as error:
+            raise errors.BadRequest(str(error)) from None
+        if rest:
+            self.stream.unread(rest)
+        self.record.bytes_in += len(content)
+        if self.record.bytes_in > self._settings.limits.body:
+            raise errors.BodyTooLarge
+        return content
+
+    # The response
+
+    def send_continue(self) -> None:
+        """`100 Continue`, at most once, and only to a client that asked and still waits."""
+        if (
+            self.head is not None
+            and self.head.expects_continue
+            and not self._continued
+            and not self.responded
+        ):
+            self._continued = True
+            self.stream.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def send_head(self, status: int, block: bytes, length: int | None) -> None:
+        """The response head: `block` is its field lines without framing.
+
+        `length` is the body's, None when unknown: then it is chunked, or lasts until the connection
+        ends for a client that speaks HTTP/1.0.
+        """
+        head = self.head
+        self.responded = True
+        self.record.status = status
+        minor = 1 if head is None else head.minor
+        self._without_body = (
+            status < 200 or status in (204, 304) or (head is not None and head.method == b"HEAD")
+        )
+        keep = self._may_keep and self.body_complete
+        framing = b""
+        if length is not None and status >= 200 and status != 204:
+            framing = b"Content-Length: %d\r\n" % length
+        elif not self._without_body:
+            self._chunked = minor == 1
+            keep = keep and self._chunked
+            framing = b"Transfer-Encoding: chunked\r\n" if self._chunked else b""
+        if status == 101:
+            keep = False
+        elif not keep:
+            framing += b"Connection: close\r\n"
+        elif not minor:
+            framing += b"Connection: keep-alive\r\n"
+        self.keep = keep
+        self._hold(b"%b%b%b\r\n" % (status_line(status), block, framing))
+
+    def send_body(self, data: bytes) -> None:
+        """A piece of the response body, kept back until `flush`, `drain` or `finish`."""
+        if data and not self._without_body:
+            self.record.bytes_out += len(data)
+            self._hold(chunk(data) if self._chunked else data)
+
+    def _hold(self, data: bytes) -> None:
+        self._held.append(data)
+        self._held_size += len(data)
+        if self._held_size >= HELD_LIMIT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give the client what is held back."""
+        if self._held:
+            self.stream.write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
+            self._held.clear()
+            self._held_size = 0
+
+    async def drain(self) -> None:
+        """Flush, and wait while too much is unsent. Raises SlowReader, ClientGone."""
+        self.flush()
+        try:
+            await self.stream.drain()
+        except StreamTimeout:
+            raise errors.SlowReader from None
+        except StreamClosed:
+            raise errors.ClientGone("inside the response") from None
+
+    def finish(self) -> None:
+        """The response is complete."""
+        if self._chunked and not self._without_body:
+            self._hold(LAST_CHUNK)
+        self.flush()
+        self.finished = True
+
+    def abort(self) -> None:
+        """Reset the connection, so that the client cannot take the response for complete."""
+        self.keep = False
+        self._held.clear()
+        self.stream.abort()
+
+
+@lru_cache(maxsize=1024)
+def status_line(status: int) -> bytes:
+    """Status line with our own reason phrase; the bot's is never relayed (it may hold anything)."""
+    return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"Unknown"))
+
+
+def _decoder(head: RequestHead | None) -> Decoder | None:
+    if head is None:
+        return None
+    if head.chunked:
+        return ChunkedDecoder()
+    return LengthDecoder(head.content_length) if head.content_length else None

@@ -1,0 +1,234 @@
+"""The server side of one HTTP/1.1 connection.
+
+Collects heads under their deadlines, makes an Exchange of each, hands it to the
+application and decides whether another may follow. Requests are served one at a
+time: bytes of the next wait unread, which stops a client that pipelines too much.
+A client that leaves while its request is served cancels the task that serves it.
+
+Before: `server.listener`. After: `proxy` (or `server.plain`), as `Application`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Protocol
+
+from botproxy import errors
+from botproxy.http.exchange import Exchange, Settings
+from botproxy.http.head import parse_request, reject_early
+from botproxy.model import Peer, Record, RequestHead, TlsInfo
+from botproxy.net.stream import SocketStream, StreamClosed, StreamTimeout
+
+LEADING_CRLF_LIMIT = 2
+"""Empty lines skipped before a request line (RFC 9112 2.2); more would be free work for us."""
+HALF_CLOSE_PATIENCE = 0.5
+"""Seconds without a byte moving after which a client that closed its side counts as gone. A FIN alone
+cannot tell a client that left from one that only finished sending."""
+
+
+class Kept(Protocol):
+    """A connection to a bot kept for its client."""
+
+    def shut(self) -> None: ...
+
+
+class Application(Protocol):
+    """What happens with requests."""
+
+    async def handle(self, exchange: Exchange, kept: dict[str, Kept]) -> None:
+        """Answer `exchange`, whatever happens; cancelled when its client leaves."""
+
+    def refuse(self, exchange: Exchange, error: errors.ProxyError) -> None:
+        """Answer a request that has no valid head."""
+
+
+class ClientConnection:
+    """One client connection, from its first request to its end."""
+
+    def __init__(
+        self,
+        stream: SocketStream,
+        peer: Peer,
+        tls: TlsInfo | None,
+        settings: Settings,
+        application: Application,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.stream = stream
+        self.peer = peer
+        self.tls = tls
+        self.served = 0
+        self.draining = False
+        self._settings = settings
+        self._application = application
+        self._loop = loop
+        self._kept: dict[str, Kept] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._waiting_for_request = False
+        self._oldest = loop.time() + settings.limits.connection_age * random.uniform(0.9, 1.1)
+        self._exchange: Exchange | None = None
+        self._watched: Exchange | None = None
+        """The exchange whose client closed its side."""
+        stream.set_write_patience(settings.timeouts.write)
+
+    async def run(self) -> None:
+        """Serve requests until one side has enough. Closes the stream."""
+        self._task = asyncio.current_task()
+        linger = False
+        try:
+            while await self._serve_one():
+                pass
+            exchange = self._exchange
+            linger = exchange is not None and (
+                exchange.head is None or not exchange.body_complete or not self.stream.is_quiet()
+            )
+        except StreamClosed:
+            pass  # nobody is left to tell; an exchange under way has logged it
+        finally:
+            self.stream.on_lost = None
+            for connection in self._kept.values():
+                connection.shut()
+            await self.stream.close(linger=linger)
+
+    def drain(self) -> None:
+        """Serve what has begun, and nothing after it; end now when nothing has."""
+        self.draining = True
+        if self._exchange is not None:
+            self._exchange.close_after()
+        if self._waiting_for_request and self.served and self.stream.is_quiet():
+            self.stream.interrupt(StreamTimeout("draining"))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for another request of a client that was served before."""
+        return self._waiting_for_request and self.served > 0
+
+    def cut(self) -> None:
+        """End now, whatever is under way."""
+        if self._task is not None:
+            self._task.cancel()
+        self.stream.abort()
+
+    async def _serve_one(self) -> bool:
+        head: RequestHead | None = None
+        refusal: errors.ProxyError | None = None
+        started = self._loop.time()
+        try:
+            arrived = await self._first_bytes()
+            if not arrived:
+                return False
+            started = self._loop.time()
+            raw = await self._collect_head(arrived, started + self._settings.timeouts.head)
+            if raw is None:
+                return False
+            head = parse_request(raw, self._settings.head)
+        except errors.ClientError as error:
+            refusal = error
+        exchange = self._exchange = self._make_exchange(head, started)
+        if refusal is not None:
+            self._application.refuse(exchange, refusal)
+            return False
+        self.stream.on_lost = self._on_lost
+        if self.stream.ended:
+            self._watch_half_closed(exchange, None)
+        try:
+            await self._application.handle(exchange, self._kept)
+        except asyncio.CancelledError:
+            if not exchange.client_gone or self._task is None:
+                raise
+            self._task.uncancel()
+            return False
+        self.stream.on_lost = None
+        return exchange.keep and exchange.finished and not self.draining
+
+    def _make_exchange(self, head: RequestHead | None, started: float) -> Exchange:
+        self.served += 1
+        record = Record(
+            id="",
+            peer=self.peer,
+            client=self.peer.address,
+            started=started,
+            tls=self.tls,
+            first_on_connection=self.served == 1,
+        )
+        if head is not None:
+            record.method = head.method
+            record.target = head.target
+        may_keep = (
+            not self.draining
+            and self.served < self._settings.limits.requests_per_connection
+            and started < self._oldest
+        )
+        return Exchange(self.stream, self._settings, self._loop, head, record, may_keep=may_keep)
+
+    # The head
+
+    async def _first_bytes(self) -> bytes:
+        """The beginning of a request; empty when the client ends or stays silent for too long."""
+        timeouts = self._settings.timeouts
+        patience = timeouts.keep_alive if self.served else timeouts.head
+        self._waiting_for_request = True
+        try:
+            return await self.stream.read(self._loop.time() + patience)
+        except StreamTimeout:
+            return b""
+        finally:
+            self._waiting_for_request = False
+
+    async def _collect_head(self, data: bytes, deadline: float) -> bytes | None:
+        """Everything up to the blank line; None when the client leaves before it."""
+        limits = self._settings.head
+        empty_lines = checked = 0
+        while True:
+            while data.startswith(b"\r\n"):
+                empty_lines += 1
+                if empty_lines > LEADING_CRLF_LIMIT:
+                    raise errors.BadRequest("empty lines before the request line")
+                data = data[2:]
+            end = data.find(b"\r\n\r\n", max(0, checked - 3))
+            if end >= 0:
+                return self._cut_head(data, end + 4)
+            reject_early(data, checked, limits)
+            checked = len(data)
+            try:
+                more = await self.stream.read(deadline)
+            except StreamTimeout:
+                raise errors.HeadTimeout from None
+            if not more:
+                return None
+            data += more
+
+    def _cut_head(self, data: bytes, size: int) -> bytes:
+        limits = self._settings.head
+        if size > limits.head:
+            first_line = data.find(b"\r\n")
+            raise errors.RequestLineTooLong if first_line > limits.request_line else errors.HeadTooLarge
+        if len(data) == size:
+            return data
+        self.stream.unread(data[size:])
+        return data[:size]
+
+    # The client leaves
+
+    def _on_lost(self) -> None:
+        if self._exchange is not None:
+            if self.stream.error is not None:
+                self._leave(self._exchange)
+            elif self._watched is not self._exchange:  # while reading is paused it is told again and again
+                self._watch_half_closed(self._exchange, None)
+
+    def _watch_half_closed(self, exchange: Exchange, before: tuple[int, int] | None) -> None:
+        if exchange.finished or self.stream.closed:
+            return
+        self._watched = exchange
+        now = (self.stream.sent, exchange.record.bytes_in)
+        if now == before:
+            self._leave(exchange)
+        else:
+            self._loop.call_later(HALF_CLOSE_PATIENCE, self._watch_half_closed, exchange, now)
+
+    def _leave(self, exchange: Exchange) -> None:
+        if self._task is not None and not exchange.client_gone and not exchange.finished:
+            exchange.client_gone = True
+            self._task.cancel()

@@ -1,0 +1,201 @@
+"""The bytes of a configured certificate from disk, or the exact reason why not.
+
+Reads chain, key and password file of one entry, and says of a file that cannot be read
+which component of its path stands in the way, whose it is, who asked, and what to do.
+Never decides by a file's time, never waits for a pipe's writer, never asks for a
+password. What the bytes mean is `tls.pem`'s affair.
+
+Before: the configuration. After: `keeper.load`.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import shlex
+import stat
+from dataclasses import dataclass
+
+from botproxy.config import schema
+from botproxy.errors import ConfigError, Problem
+from botproxy.tls.pem import MAX_SIZE
+from botproxy.tls.rules import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What the files of one certificate hold."""
+
+    chain: bytes
+    key: bytes
+    password: bytes | None
+    findings: tuple[Finding, ...]
+    """Secrets that others can read."""
+
+    def __repr__(self) -> str:
+        return f"Pair(chain={len(self.chain)} bytes)"
+
+
+def read_pair(entry: schema.Certificate, path: str) -> Pair:
+    """The files of `entry`; `path` is its place in the configuration, for messages.
+
+    Raises ConfigError with a problem for each file that cannot be read.
+    """
+    problems: list[Problem] = []
+    findings: list[Finding] = []
+
+    def read(field: str, file: str | None, *, secret: bool) -> bytes | None:
+        if file is None:
+            return None
+        try:
+            data, mode = _read(file)
+        except _Unreadable as error:
+            problems.append(Problem(where=file, path=f"{path}.{field}", says=error.says, hint=error.fix))
+            return None
+        if secret and mode & 0o077:
+            findings.append(_open_to_others(file, mode))
+        return data
+
+    chain = read("chain", entry.chain, secret=False)
+    key = read("key", entry.key, secret=True)
+    password = read("password_file", entry.password_file, secret=True)
+    if chain is None or key is None or problems:
+        raise ConfigError(problems)
+    if password is not None:
+        password = password.removesuffix(b"\n").removesuffix(b"\r")
+    return Pair(chain, key, password, tuple(findings))
+
+
+# Private
+
+
+class _Unreadable(Exception):
+    def __init__(self, says: str, fix: str) -> None:
+        super().__init__(says)
+        self.says = says
+        self.fix = fix
+
+
+_NAME_FILE = "name the PEM file itself (certbot: /etc/letsencrypt/live/NAME/fullchain.pem and privkey.pem)"
+
+
+def _read(file: str) -> tuple[bytes, int]:
+    """Content and mode of a regular file of at most 1 MiB. Raises _Unreadable."""
+    try:
+        # Without O_NONBLOCK opening a FIFO would wait for its writer.
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _why(file, error) from None
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise _Unreadable("expected a file, found a directory", _NAME_FILE)
+        if not stat.S_ISREG(status.st_mode):
+            raise _Unreadable("expected a regular file, found a device, pipe or socket", _NAME_FILE)
+        with open(fd, "rb", closefd=False) as opened:
+            data = opened.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise _Unreadable(f"the file cannot be read ({error.strerror})", "check the disk") from None
+    finally:
+        os.close(fd)
+    if len(data) > MAX_SIZE:
+        raise _Unreadable("the file is larger than 1 MiB: no certificate or key is", _NAME_FILE)
+    return data, status.st_mode
+
+
+def _open_to_others(file: str, mode: int) -> Finding:
+    who = "every account of this machine" if mode & 0o007 else "its group"
+    return Finding(
+        "open_to_others",
+        "warning",
+        f'the secret in "{file}" is accessible to {who} ({stat.filemode(mode)})',
+        f"chmod 600 {shlex.quote(os.path.realpath(file))}",
+    )
+
+
+def _why(file: str, error: OSError) -> _Unreadable:
+    """The sentence for a file that could not be opened."""
+    if error.errno == errno.ELOOP:
+        return _Unreadable("its symbolic links lead in a circle", f"see namei -l {shlex.quote(file)}")
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR):
+        return _Unreadable(
+            f"the file cannot be opened ({error.strerror})", f"see namei -l {shlex.quote(file)}"
+        )
+    obstacle = _obstacle(file)
+    if error.errno == errno.ENOENT:
+        return _Unreadable(
+            f'"{obstacle}" does not exist', "correct the path; certbot certificates lists what there is"
+        )
+    if error.errno == errno.ENOTDIR:
+        return _Unreadable(f'"{obstacle}" is not a directory', "correct the path")
+    return _forbidden(file, obstacle)
+
+
+def _forbidden(file: str, obstacle: str) -> _Unreadable:
+    try:
+        status = os.stat(obstacle)
+    except OSError:
+        return _Unreadable(f'permission denied at "{obstacle}"', f"see namei -l {shlex.quote(file)}")
+    uid, gid = os.geteuid(), os.getegid()
+    owner = f"{stat.filemode(status.st_mode)} {_user(status.st_uid)}:{_group(status.st_gid)}"
+    if os.access(obstacle, _needed(status.st_mode), effective_ids=True):
+        return _Unreadable(
+            f'uid {uid} may not open it although the modes allow it ("{obstacle}" is {owner})',
+            "look for a rule of SELinux, AppArmor or systemd that forbids it",
+        )
+    if os.path.abspath(obstacle).startswith("/etc/letsencrypt/"):
+        fix = (
+            "start botproxy as root (its workers give up all rights), or let a group in, which certbot keeps "
+            "on renewal: chmod 755 /etc/letsencrypt/live /etc/letsencrypt/archive; "
+            f"chgrp {_group(gid)} /etc/letsencrypt/archive/*/privkey*.pem; "
+            "chmod 640 /etc/letsencrypt/archive/*/privkey*.pem"
+        )
+    elif stat.S_ISDIR(status.st_mode):
+        fix = f"chgrp {_group(gid)} {shlex.quote(obstacle)}; chmod g+x {shlex.quote(obstacle)}"
+    else:
+        fix = f"chgrp {_group(gid)} {shlex.quote(obstacle)}; chmod 640 {shlex.quote(obstacle)}"
+    verb = "enter" if stat.S_ISDIR(status.st_mode) else "read"
+    return _Unreadable(f'uid {uid} (gid {gid}) may not {verb} "{obstacle}" ({owner})', fix)
+
+
+def _obstacle(file: str) -> str:
+    """The first component on the way to `file`, through every link, that cannot be passed."""
+    reached = "/"
+    ahead = os.path.abspath(file).split("/")[1:]
+    for _ in range(256):  # links may lead far, but the kernel has told a circle already
+        if not ahead:
+            break
+        if not os.access(reached, os.X_OK, effective_ids=True) or not os.path.isdir(reached):
+            return reached
+        step = os.path.join(reached, ahead.pop(0))
+        if os.path.islink(step):
+            target = os.path.join(reached, os.readlink(step))
+            # Not normalised: `..` after a link means the parent of where the link leads.
+            reached, ahead = "/", [part for part in target.split("/") if part not in ("", ".")] + ahead
+        elif step.endswith("/.."):
+            reached = os.path.dirname(reached)
+        elif not os.path.lexists(step):
+            return step
+        else:
+            reached = step
+    return reached
+
+
+def _needed(mode: int) -> int:
+    return os.X_OK if stat.S_ISDIR(mode) else os.R_OK
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,406 @@
+"""Bytes over one connected, non-blocking socket, with bounded buffers.
+
+The stream receives as soon as the socket is readable, even while nobody reads,
+so that a peer that leaves is noticed at once (`on_lost`); it stops at
+`READ_LIMIT` bytes, which is the backpressure. Writes go to the kernel at once
+and only what it does not take is kept; `drain` waits until that is little.
+Every wait has a deadline, kept as a number and looked at by one sweep
+(`net.deadlines`), because a timer for each wait costs more than the wait.
+
+`_recv` and `_send` are the only places that touch the socket; `tls.stream`
+replaces them. Nothing here knows HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import select
+import socket
+from collections.abc import Callable
+from math import inf
+
+from botproxy.net.deadlines import Deadlines
+
+READ_SIZE = 65536
+READ_LIMIT = 65536
+"""Unread bytes above which the socket is left alone; one more read may be on top."""
+WRITE_HIGH = 128 * 1024
+"""Unsent bytes above which `drain` waits. With the largest single write (one read of the other side and
+its chunk framing) the buffer stays below 256 KiB."""
+WRITE_LOW = 32 * 1024
+LINGER_BYTES = 256 * 1024
+"""What a peer may still send after our last byte before it is cut off; over TLS with its framing, which
+is most of it when the peer sends byte by byte."""
+LINGER_SECONDS = 2.0
+
+
+class StreamTimeout(Exception):
+    """The deadline of a wait passed."""
+
+
+class StreamClosed(ConnectionError):
+    """The peer is gone, or the stream was aborted while somebody waited."""
+
+
+class SocketStream:
+    """A byte stream over `sock`, which it owns from now on."""
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
+        self.sock = sock
+        self.on_lost: Callable[[], None] | None = None
+        """Called once when the peer ends or breaks the connection while nobody reads."""
+        self.ended = False
+        """The peer sent its end of stream, in order."""
+        self.error: OSError | None = None
+        """Why the stream is dead."""
+        self.received = 0
+        self.sent = 0
+        self._loop = loop
+        self._deadlines = deadlines
+        self._fd = sock.fileno()
+        self._inbox: bytes = b""
+        self._outbox = bytearray()
+        self._reading = False
+        self._writing = False
+        self._reader: asyncio.Future[None] | None = None
+        self._drainer: asyncio.Future[None] | None = None
+        self._read_deadline = inf
+        self._write_patience = inf
+        self._write_deadline = inf
+        self._write_error: OSError | None = None
+        self._end_sent = False
+        self._discarding = False
+        """Set by `close`: what still comes is read only to be forgotten."""
+        self._closed = False
+        deadlines.watch(self)
+        self._resume()
+
+    # Reading
+
+    async def read(self, deadline: float = inf) -> bytes:
+        """What has arrived, at least one byte; empty at the end of the stream.
+
+        Raises StreamTimeout at `deadline` (loop time), StreamClosed when the connection broke.
+        """
+        if not self._inbox and not self.ended:
+            await self._wait_readable(deadline)
+        return self.take()
+
+    def interrupt(self, error: Exception) -> bool:
+        """End the wait of whoever reads with `error`; False when nobody does."""
+        reader = self._reader
+        if reader is None or reader.done():
+            return False
+        reader.set_exception(error)
+        return True
+
+    def set_read_deadline(self, deadline: float) -> None:
+        """Change the deadline of whoever reads now."""
+        self._read_deadline = deadline
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was read too much; the next `read` returns it first."""
+        self._inbox = data + self._inbox if self._inbox else data
+
+    def take(self) -> bytes:
+        """What has arrived and is not read yet; never waits."""
+        data, self._inbox = self._inbox, b""
+        return data
+
+    def peek(self) -> bytes:
+        """What has arrived and is not read yet."""
+        return self._inbox
+
+    def is_quiet(self) -> bool:
+        """Whether the peer has sent nothing at all, not even its end: asks the kernel, not only us."""
+        if self._inbox or self.ended or self.error is not None or self._closed:
+            return False
+        try:
+            self._peek_kernel()
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    async def _wait_readable(self, deadline: float) -> None:
+        if self.error is not None:
+            raise StreamClosed(str(self.error)) from self.error
+        if self._closed:
+            raise StreamClosed("closed")
+        self._resume()
+        self._read_deadline = deadline
+        self._reader = self._loop.create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+            self._read_deadline = inf
+
+    def _resume(self) -> None:
+        if not self._reading and not self._closed and not self.ended:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._recv()
+        except OSError as error:
+            self._break(error)
+            return
+        if data is None:
+            return
+        if not data:
+            self._end()
+            return
+        self.received += len(data)
+        if self._inbox:
+            self._inbox += data
+        else:
+            self._inbox = data
+        if self._reader is not None:
+            if not self._reader.done():
+                self._reader.set_result(None)
+        elif len(self._inbox) >= READ_LIMIT:
+            self._pause()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._pause()
+        self._wake_or_tell()
+
+    def _break(self, error: OSError) -> None:
+        """The connection is dead in both directions; everybody who waits is told."""
+        if self.error is not None or self._closed:
+            return
+        self.error = error
+        self._pause()
+        self._break_writing(error)
+        self._wake_or_tell()
+
+    def _break_writing(self, error: OSError) -> None:
+        """Nothing more can be sent. Reading goes on: the peer may have answered before it closed."""
+        if self._write_error is None:
+            self._write_error = error
+            self._stop_writing()
+            self._outbox.clear()
+            if self._drainer is not None and not self._drainer.done():
+                self._drainer.set_exception(StreamClosed(str(error)))
+
+    def _wake_or_tell(self) -> None:
+        reader = self._reader
+        if reader is not None and not reader.done():
+            if self.error is not None:
+                reader.set_exception(StreamClosed(str(self.error)))
+            else:
+                reader.set_result(None)
+        elif self.on_lost is not None:
+            self.on_lost()
+
+    # Writing
+
+    @property
+    def unsent(self) -> int:
+        """Bytes the kernel has not taken yet."""
+        return len(self._outbox)
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, keeping what the kernel does not take. A dead stream swallows it: see `drain`."""
+        if self._write_error is not None or self._closed:
+            return
+        if self._outbox:
+            self._outbox += data
+            return
+        try:
+            count = self._send(data)
+        except OSError as error:
+            self._break_writing(error)
+            return
+        self.sent += count
+        if count < len(data):
+            self._outbox += memoryview(data)[count:]
+            self._write_deadline = self._loop.time() + self._write_patience
+            self._start_writing()
+
+    async def drain(self, *, low: int = WRITE_LOW, high: int = WRITE_HIGH) -> None:
+        """Wait, if more than `high` bytes are unsent, until at most `low` are.
+
+        Raises StreamTimeout when the peer took no byte for the patience set, StreamClosed when it is gone.
+        """
+        if self._write_error is not None:
+            raise StreamClosed(str(self._write_error)) from self._write_error
+        if self._closed:
+            raise StreamClosed("closed")
+        if len(self._outbox) <= high:
+            return
+        self._drain_low = low
+        self._drainer = self._loop.create_future()
+        try:
+            await self._drainer
+        finally:
+            self._drainer = None
+
+    def set_write_patience(self, seconds: float) -> None:
+        """How long the peer may take no byte at all (0: for ever)."""
+        self._write_patience = seconds or inf
+
+    def _start_writing(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _stop_writing(self) -> None:
+        self._write_deadline = inf
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+
+    def _on_writable(self) -> None:
+        try:
+            count = self._send(self._outbox)
+        except OSError as error:
+            self._break_writing(error)
+            return
+        if count:
+            self.sent += count
+            del self._outbox[:count]
+            self._write_deadline = self._loop.time() + self._write_patience
+        if not self._outbox:
+            self._stop_writing()
+        drainer = self._drainer
+        if drainer is not None and len(self._outbox) <= self._drain_low and not drainer.done():
+            drainer.set_result(None)
+
+    # Deadlines
+
+    def check(self, now: float) -> None:
+        """Called by the sweep: end the waits whose time is up."""
+        if now >= self._read_deadline and not self.interrupt(StreamTimeout("read")):
+            self._read_deadline = inf
+            if self.on_expired is not None:
+                self.on_expired()
+        if now >= self._write_deadline:
+            drainer = self._drainer
+            if drainer is not None and not drainer.done():
+                drainer.set_exception(StreamTimeout("write"))
+                self._write_deadline = inf
+            else:
+                self._break(TimeoutError(errno.ETIMEDOUT, "the peer took no byte for too long"))
+        if not self._reading and self.on_lost is not None:
+            self._look_for_loss()
+
+    def _look_for_loss(self) -> None:
+        """While reading is paused the loop tells nothing about the peer: ask the kernel."""
+        if self.ended or self.error is not None:
+            return
+        poll = select.poll()
+        poll.register(self._fd, select.POLLRDHUP)
+        for _, events in poll.poll(0):
+            if events & (select.POLLERR | select.POLLHUP):
+                self._break(ConnectionResetError(errno.ECONNRESET, "connection reset"))
+            elif self.on_lost is not None:
+                self.on_lost()
+
+    on_expired: Callable[[], None] | None = None
+    """Called when the deadline set by `expire_at` passes."""
+
+    def expire_at(self, deadline: float, then: Callable[[], None] | None) -> None:
+        """Have `then` called when `deadline` passes while nobody reads."""
+        self._read_deadline = deadline
+        self.on_expired = then
+
+    # Ending
+
+    def send_end(self) -> None:
+        """Tell the peer, once, that nothing more comes; reading goes on."""
+        if not self._end_sent:
+            self._end_sent = True
+            try:
+                self._finish_sending()
+            except OSError as error:
+                self._break(error)
+
+    async def close(self, *, linger: bool = False) -> None:
+        """Send what is unsent and an orderly end, then close.
+
+        `linger`: the peer may still be sending; take and forget a little of it, because a close with
+        unread bytes makes the kernel send a reset, and a reset can overtake our last response.
+        """
+        try:
+            await self.drain(low=0, high=0)
+            self._discarding = True
+            self.send_end()
+            if linger and self.error is None:
+                await self._linger()
+        except (StreamClosed, StreamTimeout):
+            pass  # the peer does not want the rest; the socket is closed below all the same
+        finally:
+            self.shut()
+
+    async def _linger(self) -> None:
+        deadline = self._loop.time() + LINGER_SECONDS
+        taken = 0
+        while taken <= LINGER_BYTES:
+            data = await self.read(deadline)
+            if not data:
+                return
+            taken += len(data)
+
+    def shut(self) -> None:
+        """Close the socket now; what the kernel already holds is still delivered."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pause()
+        self._stop_writing()
+        self._deadlines.forget(self)
+        self.on_lost = self.on_expired = None
+        for waiter in (self._reader, self._drainer):
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(StreamClosed("closed"))
+        self._close_socket()
+
+    def abort(self) -> None:
+        """Close with a reset, so that the peer cannot take what it has for everything."""
+        if not self._closed:
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            except OSError:
+                pass  # already disconnected: there is nobody to reset
+            self.shut()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    # The socket
+
+    def _recv(self) -> bytes | None:
+        """Received bytes, empty at the end of the stream, None when there is nothing now."""
+        try:
+            return self.sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return None
+
+    def _send(self, data: bytes | bytearray) -> int:
+        """How many bytes the kernel took; 0 when it is full."""
+        try:
+            return self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+
+    def _finish_sending(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def _peek_kernel(self) -> None:
+        """Raise BlockingIOError when the socket holds nothing."""
+        self.sock.recv(1, socket.MSG_PEEK)
+
+    def _close_socket(self) -> None:
+        self.sock.close()

@@ -1,0 +1,377 @@
+"""One request from its head to its last byte: the table of contents of this program.
+
+`Proxy.handle` asks the guards in order; each returns or raises. A request goes
+down once and comes up once; the only arrow back is `_forward`'s second try on a
+fresh connection, when a kept one turned out to be dead before it gave a byte.
+Every failure ends in `_fail`, every request in one record.
+
+Before: `http.h1`. After: `policy.*` for what is decided, `upstream.*` for the bot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import logging
+from collections.abc import Callable
+from math import inf
+from typing import Protocol
+
+from botproxy import errors
+from botproxy.config.schema import Config
+from botproxy.http.body import LAST_CHUNK, chunk
+from botproxy.http.exchange import Exchange
+from botproxy.http.h1 import Kept
+from botproxy.http.tunnel import Tunnel
+from botproxy.model import Field, Record, RequestHead, ResponseHead
+from botproxy.net.deadlines import Deadlines
+from botproxy.net.stream import StreamClosed, StreamTimeout
+from botproxy.policy import refusals
+from botproxy.policy.headers import TowardBot, TowardClient, client_address
+from botproxy.policy.routes import CompiledRoute, RouteTable
+from botproxy.upstream.connection import UpstreamConnection
+from botproxy.upstream.dial import Dialer
+from botproxy.upstream.hold import Hold
+from botproxy.upstream.pool import Pool
+
+logger = logging.getLogger(__name__)
+
+CONTINUE_PATIENCE = 1.0
+"""Seconds a bot may take to answer `Expect: 100-continue`; many never do, and the client waits."""
+_REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+"""Methods sent again when a kept connection was dead: safe (RFC 9110 9.2.1) and without a body here."""
+_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
+
+
+class Limiter(Protocol):
+    """The rate limits; where the counts are kept is the worker's business."""
+
+    def admit(self, address: str, route: int) -> float | None:
+        """None, or after how many seconds to try again."""
+
+
+class _Bot:
+    """Everything about one upstream."""
+
+    def __init__(
+        self, name: str, config: Config, loop: asyncio.AbstractEventLoop, deadlines: Deadlines
+    ) -> None:
+        upstream = config.upstreams[name]
+        self.name = name
+        self.pool = Pool(name, upstream.reuse, config.timeouts.upstream_keep_alive, loop)
+        dialer = Dialer(upstream, config.timeouts.connect, loop, deadlines)
+        self.hold = Hold(dialer, upstream.hold, config.limits.waiting)
+
+
+class Proxy:
+    """The application behind the TLS listeners."""
+
+    def __init__(
+        self,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+        limiter: Limiter,
+        record: Callable[[Record], None],
+    ) -> None:
+        self._loop = loop
+        self._timeouts = config.timeouts
+        self._trusted = config.trusted_proxies
+        self._limiter = limiter
+        self._record = record
+        self._routes = RouteTable(config)
+        self._toward_bot = TowardBot(config)
+        self._toward_client = TowardClient(config)
+        self._bots = {name: _Bot(name, config, loop, deadlines) for name in config.upstreams}
+
+    async def handle(self, exchange: Exchange, kept: dict[str, Kept]) -> None:
+        """Answer `exchange`. `kept` holds the client's own connections to bots."""
+        head, record = exchange.head, exchange.record
+        assert head is not None
+        try:
+            record.client = client_address(exchange.peer, head.fields, self._trusted)
+            record.id = self._toward_bot.request_id(exchange.peer, head.fields)
+            route = self._routes.match(head.host, head.target)
+            record.route, record.upstream = route.name, route.upstream
+            self._admit(record.client, route)
+            exchange.admit_body()
+            fields = self._toward_bot(head, exchange.peer, record.client, b"https", record.id)
+            await self._forward(exchange, self._bots[route.upstream], fields, kept)
+        except errors.ProxyError as error:
+            self._fail(exchange, error)
+        except asyncio.CancelledError:
+            self._fail(exchange, errors.ClientGone() if exchange.client_gone else errors.Stopping())
+            raise
+        except Exception:  # the one place around an exchange: a bug costs this request, not the worker
+            logger.exception("request failed")
+            self._fail(exchange, errors.InternalError())
+        finally:
+            record.total = self._loop.time() - record.started
+            self._record(record)
+
+    def refuse(self, exchange: Exchange, error: errors.ProxyError) -> None:
+        """Answer a request that has no valid head."""
+        exchange.record.id = self._toward_bot.request_id(exchange.peer, [])
+        self._fail(exchange, error)
+        exchange.record.total = self._loop.time() - exchange.record.started
+        self._record(exchange.record)
+
+    def close(self) -> None:
+        """Close the connections kept for everybody."""
+        for bot in self._bots.values():
+            bot.pool.close()
+
+    def _admit(self, client: str, route: CompiledRoute) -> None:
+        wait = self._limiter.admit(client, route.index)
+        if wait is not None:
+            raise errors.RateLimited(retry_after=max(1, round(wait + 0.5)))
+
+    # Toward the bot
+
+    async def _forward(self, exchange: Exchange, bot: _Bot, fields: bytes, kept: dict[str, Kept]) -> None:
+        connection = bot.pool.take(kept)
+        if connection is not None:
+            try:
+                await self._converse(exchange, bot, connection, fields, kept)
+                return
+            except errors.UpstreamClosed:
+                head = exchange.head
+                if head is None or head.method not in _REPEATABLE or head.has_body or head.websocket_key:
+                    raise
+        connection = await self._connect(exchange.record, bot)
+        await self._converse(exchange, bot, connection, fields, kept)
+
+    async def _connect(self, record: Record, bot: _Bot) -> UpstreamConnection:
+        started = self._loop.time()
+        try:
+            stream = await bot.hold.connect()
+        finally:
+            record.hold = self._loop.time() - started
+        return UpstreamConnection(stream, bot.name, self._timeouts.write)
+
+    async def _converse(
+        self,
+        exchange: Exchange,
+        bot: _Bot,
+        connection: UpstreamConnection,
+        fields: bytes,
+        kept: dict[str, Kept],
+    ) -> None:
+        """One request and its response on `connection`, which is kept, closed or reset at the end."""
+        exchange.record.reused = connection.reused
+        upload = _Upload(exchange, connection, self._loop, self._timeouts.response or inf)
+        try:
+            upload.start(self._request_head(exchange, fields, keep=bot.pool.keeps))
+            response = await self._response_head(exchange, connection, upload)
+            if response.status == 101:
+                await self._tunnel(exchange, connection, response)
+            else:
+                await self._respond(exchange, connection, response, upload)
+        except BaseException:
+            connection.abort()
+            raise
+        finally:
+            await upload.stop()
+        bot.pool.give_back(connection, kept)
+
+    def _request_head(self, exchange: Exchange, fields: bytes, *, keep: bool) -> bytes:
+        head = exchange.head
+        assert head is not None
+        framing = b"" if keep or head.websocket_key else b"Connection: close\r\n"
+        if head.chunked:
+            framing += b"Transfer-Encoding: chunked\r\n"
+        elif head.content_length is not None:
+            framing += b"Content-Length: %d\r\n" % head.content_length
+        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.target, fields, framing)
+
+    # From the bot
+
+    async def _response_head(
+        self, exchange: Exchange, connection: UpstreamConnection, upload: _Upload
+    ) -> ResponseHead:
+        head, record = exchange.head, exchange.record
+        assert head is not None
+        started = self._loop.time()
+        try:
+            response = await connection.read_head(head.method, upload.on_continue, upload.response_deadline)
+        finally:
+            record.upstream_seconds = self._loop.time() - started
+        if response.status == 101:
+            _check_switch(head, response)
+        return response
+
+    async def _respond(
+        self, exchange: Exchange, connection: UpstreamConnection, response: ResponseHead, upload: _Upload
+    ) -> None:
+        exchange.send_head(response.status, self._fields(exchange, response.fields), response.content_length)
+        if not connection.body_complete and not connection.has_arrived:
+            exchange.flush()
+        idle = self._timeouts.idle or inf
+        while data := await connection.read_body(self._loop.time() + idle):
+            upload.check()
+            exchange.send_body(data)
+            if not connection.body_complete:
+                await exchange.drain()
+        exchange.finish()
+        await exchange.drain()
+
+    def _fields(self, exchange: Exchange, fields: list[Field], *, switching: bool = False) -> bytes:
+        """Response fields as the client shall see them."""
+        tls, head = exchange.tls, exchange.head
+        return self._toward_client(
+            fields,
+            tls_hsts=tls is not None and tls.hsts,
+            host=head.host if head is not None else "",
+            switching=switching,
+        )
+
+    async def _tunnel(
+        self, exchange: Exchange, connection: UpstreamConnection, response: ResponseHead
+    ) -> None:
+        exchange.send_head(101, self._fields(exchange, response.fields, switching=True), None)
+        exchange.flush()
+        record = exchange.record
+        record.tunnel = True
+        exchange.stream.on_lost = None
+        tunnel = Tunnel(exchange.stream, connection.stream, self._timeouts.tunnel)
+        try:
+            if not await tunnel.run():
+                record.detail = "tunnel cut or silent"
+                connection.abort()  # what one side did not end, the other must not take for ended
+                exchange.abort()
+                return
+        finally:
+            record.bytes_in, record.bytes_out = tunnel.bytes_in, tunnel.bytes_out
+        exchange.finish()
+
+    # Failures
+
+    def _fail(self, exchange: Exchange, error: errors.ProxyError) -> None:
+        """The one place where an error becomes what the client sees."""
+        record = exchange.record
+        record.error, record.detail = error.code, error.detail
+        if isinstance(error, errors.ClientGone):
+            record.status = 499
+        if exchange.responded or error.status is None or exchange.client_gone:
+            exchange.abort()
+            return
+        if isinstance(error, errors.BadRequest):
+            exchange.close_after()  # what else such a client sends is not worth reading
+        head = exchange.head
+        accepts = [value for lower, _, value in head.fields if lower == b"accept"] if head else []
+        status, fields, body = refusals.render(error, record.id, accepts[0] if accepts else None)
+        exchange.send_head(status, self._fields(exchange, fields), len(body))
+        exchange.send_body(body)
+        exchange.finish()
+
+
+class _Upload:
+    """The request on its way to the bot, beside the response on its way back."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        connection: UpstreamConnection,
+        loop: asyncio.AbstractEventLoop,
+        response_patience: float,
+    ) -> None:
+        self._exchange = exchange
+        self._connection = connection
+        self._loop = loop
+        self._patience = response_patience
+        self._sent_at = inf
+        self._task: asyncio.Task[None] | None = None
+        self._error: errors.ProxyError | None = None
+        self._may_send = asyncio.Event()
+
+    def start(self, head: bytes) -> None:
+        """Send the head and what of the body has arrived; the rest follows in a task of its own."""
+        exchange, connection = self._exchange, self._connection
+        assert exchange.head is not None
+        connection.begin()
+        chunked = exchange.head.chunked
+        if exchange.head.expects_continue:
+            connection.stream.write(head)
+        else:
+            self._may_send.set()
+            body = exchange.take_body()
+            connection.stream.write(head + (chunk(body) if chunked else body) if body else head)
+        if exchange.body_complete:
+            self._complete(chunked)
+        else:
+            self._task = self._loop.create_task(self._send(chunked))
+
+    def response_deadline(self) -> float:
+        """Loop time until which the response head must come; none while the request is being sent.
+
+        Raises what ended the upload, if something did.
+        """
+        self.check()
+        return self._sent_at + self._patience
+
+    def on_continue(self) -> None:
+        """The bot wants the body."""
+        self._exchange.send_continue()
+        self._may_send.set()
+
+    def check(self) -> None:
+        """Raises what ended the upload, if something did."""
+        if self._error is not None:
+            raise self._error
+
+    async def stop(self) -> None:
+        """The response is over; whatever is not sent stays unsent."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _send(self, chunked: bool) -> None:
+        stream = self._connection.stream
+        try:
+            if not self._may_send.is_set():
+                await self._await_permission()
+            while data := await self._exchange.read_body():
+                stream.write(chunk(data) if chunked else data)
+                await stream.drain()
+            self._complete(chunked)
+        except errors.ProxyError as error:
+            self._end(error)
+        except StreamTimeout:
+            self._end(errors.UpstreamStalled("it does not read the request body"))
+        except StreamClosed:
+            pass  # the bot closed; whether it answered before is found where its response is read
+
+    async def _await_permission(self) -> None:
+        try:
+            async with asyncio.timeout(CONTINUE_PATIENCE):
+                await self._may_send.wait()
+        except TimeoutError:
+            self.on_continue()
+
+    def _complete(self, chunked: bool) -> None:
+        if chunked:
+            self._connection.stream.write(LAST_CHUNK)
+        self._connection.request_sent = True
+        self._sent_at = self._loop.time()
+        if not self._exchange.responded:
+            self._connection.stream.set_read_deadline(self.response_deadline())
+
+    def _end(self, error: errors.ProxyError) -> None:
+        self._error = error
+        self._connection.stream.interrupt(error)
+
+
+def _check_switch(head: RequestHead, response: ResponseHead) -> None:
+    """A 101 must be the answer to our client's own WebSocket handshake (RFC 6455 4.1)."""
+    if head.websocket_key is None:
+        raise errors.BadResponse("it switches protocols without being asked")
+    accept = base64.b64encode(hashlib.sha1(head.websocket_key + _WEBSOCKET_GUID).digest())
+    if _values(response.fields, b"upgrade") != [b"websocket"]:
+        raise errors.BadResponse("it switches to another protocol than WebSocket")
+    if _values(response.fields, b"sec-websocket-accept", lower=False) != [accept]:
+        raise errors.BadResponse("its Sec-WebSocket-Accept does not fit the key")
+
+
+def _values(fields: list[Field], name: bytes, *, lower: bool = True) -> list[bytes]:
+    return [value.lower() if lower else value for field, _, value in fields if field == name]

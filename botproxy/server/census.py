@@ -1,0 +1,102 @@
+"""Counts that all workers share: connections, and tokens of the rate limits.
+
+Kept in anonymous shared memory made before the fork, so that a limit holds for
+the program and not for each worker. Addresses are hashed into buckets with this
+run's random seed; two addresses share one with probability 1/65536. Every worker
+writes only its own counts of connections. Tokens are written by all without a
+lock: a lost race admits one request too many, never one too few for ever.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Sequence
+
+from botproxy.config.schema import RateLimit
+from botproxy.policy.limits import address_key, admit
+
+BUCKETS = 65536
+
+
+class Census:
+    """How many connections are open, in all workers and for each address."""
+
+    def __init__(self, workers: int, total: int, per_address: int) -> None:
+        self._workers = workers
+        self._total = total
+        self._per_address = per_address
+        # One more than the buckets: the last cell of a worker counts all its connections.
+        self._counts = memoryview(mmap.mmap(-1, workers * (BUCKETS + 1) * 4)).cast("I")
+
+    def enter(self, slot: int, address: str, *, exempt: bool = False) -> bool:
+        """Count a connection of worker `slot`, unless a limit forbids it. `exempt`: a trusted proxy."""
+        counts, row = self._counts, BUCKETS + 1
+        if sum(counts[worker * row + BUCKETS] for worker in range(self._workers)) >= self._total:
+            return False
+        bucket = _bucket(address)
+        if not exempt:
+            here = sum(counts[worker * row + bucket] for worker in range(self._workers))
+            if here >= self._per_address:
+                return False
+            counts[slot * row + bucket] += 1
+        counts[slot * row + BUCKETS] += 1
+        return True
+
+    def leave(self, slot: int, address: str, *, exempt: bool = False) -> None:
+        """Take back what `enter` counted."""
+        row = BUCKETS + 1
+        self._counts[slot * row + BUCKETS] -= 1
+        if not exempt:
+            self._counts[slot * row + _bucket(address)] -= 1
+
+    def forget(self, slot: int) -> None:
+        """A worker died: its connections are gone."""
+        row = BUCKETS + 1
+        self._counts[slot * row : (slot + 1) * row] = memoryview(bytes(row * 4)).cast("I")
+
+    def open(self) -> int:
+        """Connections open now, in all workers."""
+        row = BUCKETS + 1
+        return sum(self._counts[worker * row + BUCKETS] for worker in range(self._workers))
+
+
+class SharedLimiter:
+    """The rate limits of the whole program and of each route."""
+
+    def __init__(self, overall: RateLimit, routes: Sequence[RateLimit]) -> None:
+        self._rules = [_Rule(limit) for limit in (overall, *routes)]
+
+    def admit(self, address: str, route: int) -> float | None:
+        """None, or after how many seconds another request may come. `route`: index in the configuration."""
+        now = time.monotonic()
+        for rule in (self._rules[0], self._rules[route + 1]):
+            if rule.is_on and (wait := rule.admit(address, now)) is not None:
+                return wait
+        return None
+
+
+class _Rule:
+    """One rate limit: a cell for everybody, and a bucket for each address."""
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._limit = limit
+        self.is_on = limit.total is not None or limit.per_address is not None
+        self._cells = memoryview(mmap.mmap(-1, (BUCKETS + 1) * 8)).cast("d") if self.is_on else None
+
+    def admit(self, address: str, now: float) -> float | None:
+        limit = self._limit
+        if limit.per_address is not None:
+            wait = self._spend(_bucket(address), now, limit.per_address, limit.burst)
+            if wait is not None:
+                return wait
+        return None if limit.total is None else self._spend(BUCKETS, now, limit.total, limit.burst)
+
+    def _spend(self, cell: int, now: float, rate: float, burst: int) -> float | None:
+        assert self._cells is not None
+        self._cells[cell], wait = admit(self._cells[cell], now, rate, burst)
+        return wait
+
+
+def _bucket(address: str) -> int:
+    return hash(address_key(address)) % BUCKETS

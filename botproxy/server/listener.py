@@ -1,0 +1,106 @@
+"""The accept loop of one listening socket.
+
+Takes connections in bursts and gives each to `start`; pauses while it is told to
+(too many handshakes) or while the machine has no file descriptors left, which
+it survives and says once. It decides nothing about a connection.
+
+Before: `server.sockets`. After: `server.reception`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+BURST = 32
+"""Connections taken in one turn of the loop, so that a flood does not starve those already there."""
+EXHAUSTED_PAUSE = 0.2
+"""Seconds until the next attempt after EMFILE and its like."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Listener:
+    """Accepts on `sock` (non-blocking) between `start` and `stop`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        start: Callable[[socket.socket, Any], None],
+        relieve: Callable[[], None],
+    ) -> None:
+        """`relieve` frees descriptors that can be spared; called when there are none left."""
+        self.sock = sock
+        self._loop = loop
+        self._start = start
+        self._relieve = relieve
+        self._accepting = False
+        self._stopped = False
+        self._exhausted = False
+
+    def start(self) -> None:
+        """Accept from now on."""
+        if not self._accepting and not self._stopped:
+            self._accepting = True
+            self._loop.add_reader(self.sock.fileno(), self._accept)
+
+    def pause(self) -> None:
+        """Leave connections in the kernel's queue until `start`."""
+        if self._accepting:
+            self._accepting = False
+            self._loop.remove_reader(self.sock.fileno())
+
+    def stop(self) -> None:
+        """Take what is already queued, so that nobody who got through is reset, and close."""
+        if self._stopped:
+            return
+        self.pause()
+        while self._accept_one():
+            pass
+        self._stopped = True
+        self.sock.close()
+
+    def _accept(self) -> None:
+        for _ in range(BURST):
+            if not self._accepting or not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        """Whether there may be more."""
+        try:
+            sock, address = self.sock.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                return True  # that client gave up while it was queued
+            self._suffer(error)
+            return False
+        if self._exhausted:
+            self._exhausted = False
+            logger.info("accepting again")
+        sock.setblocking(False)
+        self._start(sock, address)
+        return True
+
+    def _suffer(self, error: OSError) -> None:
+        if not self._exhausted:
+            self._exhausted = True
+            logger.error(
+                "no file descriptors left, accepting is delayed",
+                extra={
+                    "data": {
+                        "errno": errno.errorcode[error.errno or 0],
+                        "hint": "raise LimitNOFILE or lower limits.connections",
+                    }
+                },
+            )
+        self._relieve()
+        self.pause()
+        self._loop.call_later(EXHAUSTED_PAUSE, self.start)

@@ -1,0 +1,118 @@
+"""Port 80: a redirect to https, ACME challenges, and nothing else.
+
+Redirects only to hosts that are served here (never an open redirect), and refuses
+webhooks in clear text with a hint, because whatever secret they carry has just
+been seen by everybody on the way. Nothing is ever forwarded to a bot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from botproxy import errors
+from botproxy.http.exchange import Exchange
+from botproxy.http.h1 import Kept
+from botproxy.model import Field, Record, RequestHead, make_field
+from botproxy.policy import refusals
+from botproxy.policy.headers import TowardBot, TowardClient
+
+CHALLENGE_PATH = b"/.well-known/acme-challenge/"
+_TOKEN = re.compile(rb"[A-Za-z0-9_-]{1,128}")  # RFC 8555 8.3: base64url
+CHALLENGE_LIMIT = 4096
+"""Bytes of a key authorization; real ones have 87."""
+
+
+class Plain:
+    """The application behind clear-text listeners."""
+
+    def __init__(
+        self,
+        https_port: int,
+        webroot: str | None,
+        serves: Callable[[str], bool],
+        toward_bot: TowardBot,
+        toward_client: TowardClient,
+        record: Callable[[Record], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """`serves`: whether a host name is one of ours."""
+        self._https_port = https_port
+        self._webroot = Path(webroot) / ".well-known/acme-challenge" if webroot else None
+        self._serves = serves
+        self._toward_bot = toward_bot
+        self._toward_client = toward_client
+        self._record = record
+        self._clock = clock
+
+    async def handle(self, exchange: Exchange, kept: dict[str, Kept]) -> None:
+        head = exchange.head
+        assert head is not None
+        exchange.record.id = self._toward_bot.request_id(exchange.peer, [])
+        exchange.record.route = "plain"
+        try:
+            if head.target.startswith(CHALLENGE_PATH) and head.method in (b"GET", b"HEAD"):
+                self._answer(exchange, 200, b"text/plain", self._challenge(head.target))
+            else:
+                self._redirect(exchange, head)
+        except errors.ProxyError as error:
+            self._fail(exchange, error)
+        finally:
+            self._finish(exchange)
+
+    def refuse(self, exchange: Exchange, error: errors.ProxyError) -> None:
+        """Answer a request that has no valid head."""
+        exchange.record.id = self._toward_bot.request_id(exchange.peer, [])
+        self._fail(exchange, error)
+        self._finish(exchange)
+
+    def _challenge(self, target: bytes) -> bytes:
+        """The content of a challenge file; only plain files directly in the directory, never a link out."""
+        token = target.removeprefix(CHALLENGE_PATH)
+        if self._webroot is None or not _TOKEN.fullmatch(token):
+            raise errors.NotFound
+        try:
+            fd = os.open(self._webroot / token.decode("ascii"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            raise errors.NotFound from None
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise errors.NotFound
+            return os.read(fd, CHALLENGE_LIMIT)
+        finally:
+            os.close(fd)
+
+    def _redirect(self, exchange: Exchange, head: RequestHead) -> None:
+        if not head.host or not self._serves(head.host):
+            raise errors.Misdirected
+        if head.method == b"POST":
+            raise errors.ClearText
+        port = b"" if self._https_port == 443 else b":%d" % self._https_port
+        path = head.target if head.target != b"*" else b"/"
+        location = b"https://" + head.host.encode("ascii") + port + path
+        self._answer(exchange, 308, b"text/plain", b"", location)
+
+    def _answer(
+        self, exchange: Exchange, status: int, kind: bytes, body: bytes, location: bytes | None = None
+    ) -> None:
+        fields = [make_field(b"Content-Type", kind)]
+        if location is not None:
+            fields.append(make_field(b"Location", location))
+        self._send(exchange, status, fields, body)
+
+    def _fail(self, exchange: Exchange, error: errors.ProxyError) -> None:
+        exchange.record.error, exchange.record.detail = error.code, error.detail
+        status, fields, body = refusals.render(error, exchange.record.id, None)
+        self._send(exchange, status, fields, body)
+
+    def _send(self, exchange: Exchange, status: int, fields: list[Field], body: bytes) -> None:
+        exchange.send_head(status, self._toward_client(fields, tls_hsts=False, host=""), len(body))
+        exchange.send_body(body)
+        exchange.finish()
+
+    def _finish(self, exchange: Exchange) -> None:
+        exchange.record.total = self._clock() - exchange.record.started
+        self._record(exchange.record)

@@ -1,0 +1,158 @@
+"""One worker process: builds the parts, serves, drains, ends.
+
+Everything a request needs is put together here and nowhere else. The worker begins
+to accept when the keeper has handed it certificates, ends in order at SIGTERM (at
+once at `CUT`), and also when the supervisor is gone.
+
+Before: `server.supervisor`. After: `server.reception`, `proxy`, `server.plain`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Sequence
+
+import uvloop
+
+from botproxy.config.schema import Config
+from botproxy.model import Record
+from botproxy.net.deadlines import Deadlines
+from botproxy.observe import access, logs
+from botproxy.observe.writer import LineWriter
+from botproxy.policy.headers import TowardBot, TowardClient
+from botproxy.policy.routes import RouteTable
+from botproxy.proxy import Proxy
+from botproxy.server.census import Census, SharedLimiter
+from botproxy.server.handover import Handover
+from botproxy.server.plain import Plain
+from botproxy.server.reception import Reception
+from botproxy.server.sockets import Bound
+from botproxy.tls import stream as tls
+
+logger = logging.getLogger(__name__)
+
+CUT = signal.SIGUSR1
+"""Ends a worker at once. No second SIGTERM: two that follow closely are one to the kernel, and systemd
+sends one to every process beside the supervisor's own."""
+LAST_LINES = 1.0
+"""Seconds granted to the log at the end."""
+
+
+class Worker:
+    """The life of a worker."""
+
+    def __init__(
+        self,
+        config: Config,
+        slot: int,
+        bounds: Sequence[Bound],
+        context: ssl.SSLContext,
+        channel: socket.socket,
+        link: socket.socket,
+        census: Census,
+        limiter: SharedLimiter,
+    ) -> None:
+        """`link`: takes `ready`, and its end means that the supervisor is gone."""
+        self._config = config
+        self._slot = slot
+        self._bounds = bounds
+        self._context = context
+        self._channel = channel
+        self._link = link
+        self._census = census
+        self._limiter = limiter
+
+    def run(self) -> int:
+        """Returns the exit status."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(self._main())
+
+    async def _main(self) -> int:
+        loop = self._loop = asyncio.get_running_loop()
+        self._stop, self._cut = asyncio.Event(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(CUT, self._on_cut)
+        self._link.setblocking(False)
+        loop.add_reader(self._link.fileno(), self._on_link)
+        errors, self._lines = LineWriter(sys.stderr.fileno()), LineWriter(sys.stdout.fileno())
+        logs.setup(self._config.log.level, writer=errors, process=f"worker {self._slot}")
+        proxy = self._build()
+        self._handover.start()
+        try:
+            await self._stop.wait()
+            ended = await self._reception.drain(self._config.timeouts.drain, self._cut)
+            if ended:
+                logger.warning("connections cut at the end of the drain", extra={"data": {"count": ended}})
+        finally:
+            self._handover.stop()
+            proxy.close()
+            self._lines.close(LAST_LINES)
+            errors.close(LAST_LINES)
+        return 0
+
+    def _build(self) -> Proxy:
+        config, loop = self._config, self._loop
+        deadlines = Deadlines(loop)
+        proxy = Proxy(config, loop, deadlines, self._limiter, self._log)
+        self._handover = Handover(self._channel, self._context, config.tls.strict_sni, loop, self._begin)
+        tls.install(self._context, self._handover.select)
+        https_port = next(bound.port for bound in self._bounds if bound.tls)
+        plain = Plain(
+            https_port,
+            config.acme_webroot,
+            self._serves,
+            TowardBot(config),
+            TowardClient(config),
+            self._log,
+            loop.time,
+        )
+        self._routes = RouteTable(config)
+        self._reception = Reception(
+            config,
+            self._slot,
+            loop,
+            deadlines,
+            self._census,
+            self._context,
+            (proxy, plain),
+            self._log,
+            self._log_handshake,
+        )
+        return proxy
+
+    def _begin(self) -> None:
+        self._reception.listen(self._bounds)
+        self._link.send(b"ready\n")
+
+    def _serves(self, host: str) -> bool:
+        """Host names for which port 80 redirects: those of routes, else those of certificates."""
+        return self._routes.serves(host) if self._routes.names_hosts else self._handover.serves(host)
+
+    # Signals
+
+    def _on_cut(self) -> None:
+        self._cut.set()
+        self._stop.set()
+
+    def _on_link(self) -> None:
+        """The supervisor says nothing over the link: something to read is its end."""
+        self._loop.remove_reader(self._link.fileno())
+        logger.error("the supervisor is gone; ending")
+        self._stop.set()
+
+    # Logs
+
+    def _log(self, record: Record) -> None:
+        if self._config.log.access != "off":
+            self._lines.write(access.line(record, time.time()))
+
+    def _log_handshake(self, client: str, failure: tls.HandshakeFailed, seconds: float) -> None:
+        if self._config.log.access != "off":
+            reason = failure.alert or failure.code
+            self._lines.write(access.handshake_line(client, failure.sni, reason, seconds, time.time()))

@@ -1,0 +1,286 @@
+"""The two kinds of TLS contexts, which certificate a client gets, and the proof that it works.
+
+The listener context holds the policy and no certificate; it is made once, before the
+fork, and never changed, so that its ticket keys are the same in every worker. A
+certificate context holds a pair (RSA beside ECDSA: two) and the ALPN list; it is made
+fresh for each pair and never loaded twice: a failed load leaves a context unusable, and
+an old key type stays behind in it. `CertificateSet` maps names to such contexts.
+
+Before: `tls.certificates`, `keeper.process`. After: `tls.stream`, whose server-name
+callback asks `CertificateSet.select`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from botproxy.config import schema
+from botproxy.tls.certificates import Certificate, KeyType
+from botproxy.tls.rules import hsts_allowed
+
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+PROTOCOLS = ["http/1.1"]
+
+
+class ProbeFailed(Exception):
+    """A context that does not complete a handshake, or serves another certificate than it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A certificate on its way from the keeper to a worker; whoever holds it closes `fd`."""
+
+    names: tuple[str, ...]
+    key_type: KeyType
+    fingerprint: str
+    hsts: bool
+    fd: int
+    """Sealed memfd with chain and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a client gets."""
+
+    context: ssl.SSLContext
+    hsts: bool
+    """Whether HSTS may be promised over it."""
+    names: tuple[str, ...]
+    fingerprints: frozenset[str]
+    """SHA-256 of the leaves: one for each key type."""
+
+
+def listener_context(tls: schema.Tls) -> ssl.SSLContext:
+    """The context of the TLS listeners: versions, ciphers, tickets; no certificate."""
+    context = _policy(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
+    # OpenSSL's second one costs 19 us of each handshake and helps only clients that connect twice at once.
+    context.num_tickets = 1
+    return context
+
+
+def certificate_context(pem: Sequence[int]) -> ssl.SSLContext:
+    """A context that serves the pairs in the memfds `pem`, at most one of each key type.
+
+    Raises ssl.SSLError when OpenSSL refuses a pair (key mismatch, weak key or signature).
+    """
+    context = _policy(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    for fd in pem:
+        # Without a callable OpenSSL asks the terminal for a password and blocks.
+        context.load_cert_chain(f"/proc/self/fd/{fd}", password=_no_password)
+    # ALPN is chosen after the swap, from the certificate's context (OpenSSL final_alpn).
+    context.set_alpn_protocols(PROTOCOLS)
+    return context
+
+
+def sealed_memfd(data: bytes) -> int:
+    """A file in memory that holds `data` and that nobody can change any more; the caller closes it."""
+    fd = os.memfd_create("botproxy-cert", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def hand(certificate: Certificate) -> Handed:
+    """`certificate` in a memfd of its own, which the caller closes."""
+    return Handed(
+        names=certificate.names,
+        key_type=certificate.key_type,
+        fingerprint=certificate.fingerprint,
+        hsts=hsts_allowed(certificate),
+        fd=sealed_memfd(certificate.pem()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateSet:
+    """Which certificate each host name gets; replaced as a whole, never changed."""
+
+    exact: Mapping[str, Served]
+    wildcards: Mapping[str, Served]
+    """By the parent domain."""
+    default: Served
+    """The first certificate's."""
+    strict: bool
+
+    @classmethod
+    def load(cls, handed: Sequence[Handed], strict: bool) -> CertificateSet:
+        """The set of `handed`, in the order of the configuration; their fds may be closed afterwards.
+
+        For each name the first certificate of each key type that covers it is served, one that holds
+        the very name before one with a wildcard. Raises ssl.SSLError as `certificate_context` does.
+        """
+        loaded: dict[tuple[int, ...], Served] = {}
+
+        def serve(positions: tuple[int, ...]) -> Served:
+            if positions not in loaded:
+                loaded[positions] = _serve([handed[position] for position in positions])
+            return loaded[positions]
+
+        names = dict.fromkeys(name for certificate in handed for name in certificate.names)
+        served = {name: serve(_positions(handed, name)) for name in names}
+        first = handed[0].names
+        return cls(
+            exact=MappingProxyType({name: s for name, s in served.items() if not name.startswith("*.")}),
+            wildcards=MappingProxyType({name[2:]: s for name, s in served.items() if name.startswith("*.")}),
+            default=served[first[0]] if first else serve((0,)),
+            strict=strict,
+        )
+
+    def select(self, sni: str | None) -> Served | None:
+        """What a client gets that asked for `sni`, whatever it sent; None: refuse it.
+
+        With `strict` a client that names no host is refused, too.
+        """
+        return self._covering(sni or "") or (None if self.strict else self.default)
+
+    def serves(self, host: str) -> bool:
+        """Whether a certificate covers `host` (without port; IPv6 addresses may stand in brackets)."""
+        return self._covering(host.removeprefix("[").removesuffix("]")) is not None
+
+    def hosts(self) -> tuple[str, ...]:
+        """Every name, a wildcard as `*.parent`."""
+        return (*self.exact, *(f"*.{parent}" for parent in self.wildcards))
+
+    def each(self) -> list[Served]:
+        """Every distinct thing that is served, the default first."""
+        return list(dict.fromkeys([self.default, *self.exact.values(), *self.wildcards.values()]))
+
+    def _covering(self, name: str) -> Served | None:
+        name = name.lower().removesuffix(".")
+        found = self.exact.get(name)
+        if found is None:
+            label, _, parent = name.partition(".")
+            found = self.wildcards.get(parent) if label else None
+        return found
+
+
+def prove(certificates: CertificateSet, listener: ssl.SSLContext) -> None:
+    """Handshake with everything in `certificates`; raises ProbeFailed unless each works as it says."""
+    for served in certificates.each():
+        name = served.names[0] if served.names else None
+        fingerprints = probe(listener, served.context, name)
+        if fingerprints != served.fingerprints:
+            raise ProbeFailed(f"the certificate of {name} is served as {sorted(fingerprints)}")
+
+
+def probe(listener: ssl.SSLContext, context: ssl.SSLContext, server_name: str | None) -> frozenset[str]:
+    """The SHA-256 of the leaves that `context` serves under the policy of `listener`.
+
+    Handshakes happen in memory: TLS 1.3, TLS 1.2 where the policy allows it, then one for each key
+    type (in TLS 1.2, where a client can choose it). `listener` stays as it is: a copy of its policy
+    is used. Raises ProbeFailed when a handshake fails or no key type is served.
+    """
+    if server_name is not None and (server_name.startswith("*.") or ":" in server_name):
+        server_name = None  # no client can name it
+    versions = [ssl.TLSVersion.TLSv1_3]
+    if listener.minimum_version != ssl.TLSVersion.TLSv1_3:
+        versions.append(ssl.TLSVersion.TLSv1_2)
+    try:
+        seen = {_handshake(_copy(listener, context), _client(version), server_name) for version in versions}
+    except ssl.SSLError as error:
+        raise ProbeFailed(f"a TLS handshake with the certificate fails ({error.reason})") from None
+    for authentication in ("aECDSA", "aRSA"):
+        server = _copy(listener, context)
+        server.minimum_version = ssl.TLSVersion.TLSv1_2
+        client = _client(ssl.TLSVersion.TLSv1_2)
+        client.set_ciphers(f"ECDHE+{authentication}")
+        try:
+            seen.add(_handshake(server, client, server_name))
+        except ssl.SSLError as error:
+            if error.reason != "NO_SHARED_CIPHER":  # it has no certificate of this type
+                raise ProbeFailed(f"a TLS handshake with the certificate fails ({error.reason})") from None
+    return frozenset(seen)
+
+
+# Private
+
+
+def _policy(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.set_ciphers(CIPHERS)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    return context
+
+
+def _no_password() -> bytes:
+    raise ValueError("a key without a password was expected")
+
+
+def _positions(handed: Sequence[Handed], name: str) -> tuple[int, ...]:
+    """Positions of the certificates that serve `name`, one of each key type."""
+    wildcard = "*." + name.partition(".")[2]
+    chosen: dict[KeyType, int] = {}
+    for wanted in (name, wildcard):
+        for position, certificate in enumerate(handed):
+            if wanted in certificate.names:
+                chosen.setdefault(certificate.key_type, position)
+    return tuple(sorted(chosen.values()))
+
+
+def _serve(pairs: Sequence[Handed]) -> Served:
+    return Served(
+        context=certificate_context([pair.fd for pair in pairs]),
+        hsts=all(pair.hsts for pair in pairs),
+        names=tuple(dict.fromkeys(name for pair in pairs for name in pair.names)),
+        fingerprints=frozenset(pair.fingerprint for pair in pairs),
+    )
+
+
+def _copy(listener: ssl.SSLContext, context: ssl.SSLContext) -> ssl.SSLContext:
+    """A context with the policy of `listener` that swaps to `context` in the handshake."""
+    copy = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    copy.options = listener.options
+    copy.minimum_version = listener.minimum_version
+    copy.num_tickets = listener.num_tickets
+    # The names of TLS 1.3 suites are no part of a cipher list.
+    copy.set_ciphers(":".join(c["name"] for c in listener.get_ciphers() if c["protocol"] != "TLSv1.3"))
+
+    def swap(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _: ssl.SSLContext) -> None:
+        connection.context = context
+
+    copy.sni_callback = swap
+    return copy
+
+
+def _client(version: ssl.TLSVersion) -> ssl.SSLContext:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    # What clients think of the chain is said by `tls.rules`.
+    client.verify_mode = ssl.CERT_NONE
+    client.minimum_version = client.maximum_version = version
+    return client
+
+
+def _handshake(server: ssl.SSLContext, client: ssl.SSLContext, server_name: str | None) -> str:
+    """The fingerprint that `client` got."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(down, up, server_hostname=server_name),
+        server.wrap_bio(up, down, server_side=True),
+    ]
+    waiting = list(ends)
+    for _ in range(8):  # a handshake takes at most three turns
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+                waiting.remove(end)
+            except ssl.SSLWantReadError:
+                pass
+        if not waiting:
+            leaf = ends[0].getpeercert(binary_form=True)
+            assert leaf is not None
+            return hashlib.sha256(leaf).hexdigest()
+    raise ProbeFailed("a TLS handshake with the certificate does not come to an end")

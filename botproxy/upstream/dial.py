@@ -1,0 +1,148 @@
+"""Making one connection to a bot: resolve, connect, TLS.
+
+One attempt, under one deadline, and a named error when it fails. Names are looked
+up off the loop and remembered for a short while, never over a failed connect, so
+that a bot that moves is found. Trying again is `upstream.hold`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+from typing import Any
+
+from botproxy import errors
+from botproxy.config.schema import Target, Upstream
+from botproxy.net.deadlines import Deadlines
+from botproxy.net.readiness import Readiness
+from botproxy.net.stream import SocketStream
+from botproxy.tls import stream as tls
+
+logger = logging.getLogger(__name__)
+
+RESOLVED_FOR = 30.0
+"""Seconds a looked-up name is believed while connects succeed."""
+
+_Address = tuple[int, Any]
+"""Socket family and address."""
+
+
+class Dialer:
+    """Connections to one upstream."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        connect_timeout: float,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+    ) -> None:
+        self._target = upstream.target
+        self._timeout = connect_timeout
+        self._loop = loop
+        self._deadlines = deadlines
+        self._tls = tls_context(upstream) if self._target.scheme == "https" else None
+        self._fixed = _fixed_addresses(self._target)
+        self._resolved: list[_Address] = []
+        self._resolved_at = 0.0
+
+    async def dial(self) -> SocketStream:
+        """A new connection.
+
+        Raises ConnectFailed (nothing was sent: try again), ConnectTimeout, UpstreamTlsFailed.
+        """
+        deadline = self._loop.time() + self._timeout
+        failure: OSError | None = None
+        for family, address in self._fixed or await self._resolve(deadline):
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                await self._connect(sock, address, deadline)
+                return await self._wrap(sock, deadline)
+            except TimeoutError:
+                sock.close()
+                self._resolved = []
+                raise errors.ConnectTimeout from None
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+        self._resolved = []
+        raise errors.ConnectFailed(_reason(failure)) from failure
+
+    async def _connect(self, sock: socket.socket, address: Any, deadline: float) -> None:
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            # On the loopback the connection is usually made by now: asking again is cheaper than waiting.
+            code = sock.connect_ex(address)
+        if code in (errno.EINPROGRESS, errno.EALREADY):
+            with Readiness(sock, self._loop, self._deadlines, deadline) as readiness:
+                await readiness.writable()
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code not in (0, errno.EISCONN):
+            raise OSError(code, os.strerror(code))
+
+    async def _wrap(self, sock: socket.socket, deadline: float) -> SocketStream:
+        if self._tls is None:
+            return SocketStream(sock, self._loop, self._deadlines)
+        try:
+            return await tls.connect(
+                sock, self._tls, self._target.host, self._loop, self._deadlines, deadline
+            )
+        except tls.HandshakeFailed as error:
+            raise errors.UpstreamTlsFailed(error.code) from error
+
+    async def _resolve(self, deadline: float) -> list[_Address]:
+        now = self._loop.time()
+        if self._resolved and now - self._resolved_at < RESOLVED_FOR:
+            return self._resolved
+        try:
+            async with asyncio.timeout_at(deadline):
+                found = await self._loop.getaddrinfo(
+                    self._target.host, self._target.port, type=socket.SOCK_STREAM
+                )
+        except TimeoutError:
+            raise errors.ConnectTimeout("the name lookup took too long") from None
+        except socket.gaierror:
+            raise errors.ConnectFailed("the host name does not resolve") from None
+        self._resolved = [(family, address) for family, _, _, _, address in found]
+        self._resolved_at = now
+        return self._resolved
+
+
+def tls_context(upstream: Upstream) -> ssl.SSLContext:
+    """Verification of an https:// bot: against `ca` when set, else the system's store. Never off.
+
+    Raises OSError or ssl.SSLError when `ca` cannot be read.
+    """
+    context = ssl.create_default_context(cafile=upstream.ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _fixed_addresses(target: Target) -> list[_Address]:
+    """Addresses that need no lookup; `localhost` is both loopbacks, whatever the hosts file says."""
+    if target.scheme == "unix":
+        return [(socket.AF_UNIX, target.path)]
+    if target.host == "localhost":
+        return [(socket.AF_INET, ("127.0.0.1", target.port)), (socket.AF_INET6, ("::1", target.port))]
+    try:
+        version = ipaddress.ip_address(target.host).version
+    except ValueError:
+        return []
+    return [(socket.AF_INET if version == 4 else socket.AF_INET6, (target.host, target.port))]
+
+
+def _reason(failure: OSError | None) -> str:
+    if failure is None or failure.errno is None:
+        return "no address to connect to"
+    return os.strerror(failure.errno).lower()

@@ -1,0 +1,85 @@
+"""Which kept connection carries the next request, and which are kept at all.
+
+All changes are plain functions with no wait in between. A connection belongs to
+the client it was opened for (`reuse: client`), to everybody (`shared`) or to one
+request (`never`). Sharing saves connects, and makes one client's broken exchange
+another's problem; the bot is near, so it is not the default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from botproxy.http.h1 import Kept
+from botproxy.upstream.connection import UpstreamConnection
+
+SHARED_LIMIT = 64
+"""Idle connections kept for everybody, for one upstream in one worker."""
+
+
+class Pool:
+    """The kept connections to one upstream."""
+
+    def __init__(
+        self,
+        name: str,
+        reuse: Literal["client", "shared", "never"],
+        idle: float,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """`idle`: seconds a connection is kept unused."""
+        self._name = name
+        self._reuse = reuse
+        self._idle = idle
+        self._loop = loop
+        self._shared: list[UpstreamConnection] = []
+
+    @property
+    def keeps(self) -> bool:
+        """Whether connections are kept at all."""
+        return self._reuse != "never"
+
+    def take(self, kept: dict[str, Kept]) -> UpstreamConnection | None:
+        """A connection that may carry a request now; `kept` are the client's own."""
+        while True:
+            connection = self._pop(kept)
+            if connection is None:
+                return None
+            connection.stream.expire_at(float("inf"), None)
+            connection.stream.on_lost = None
+            if connection.is_quiet():
+                connection.reused = True
+                return connection
+            connection.shut()
+
+    def give_back(self, connection: UpstreamConnection, kept: dict[str, Kept]) -> None:
+        """The exchange is over: keep the connection if it may serve again, otherwise close it."""
+        if not self.keeps or not connection.is_reusable or len(self._shared) >= SHARED_LIMIT:
+            connection.shut()
+            return
+        deadline = self._loop.time() + min(self._idle, connection.idle_limit)
+        if self._reuse == "shared":
+            self._shared.append(connection)
+        else:
+            kept[self._name] = connection
+        connection.stream.expire_at(deadline, lambda: self._drop(connection, kept))
+        connection.stream.on_lost = lambda: self._drop(connection, kept)
+
+    def close(self) -> None:
+        """Close what is kept for everybody."""
+        while self._shared:
+            self._shared.pop().shut()
+
+    def _pop(self, kept: dict[str, Kept]) -> UpstreamConnection | None:
+        if self._reuse == "shared":
+            return self._shared.pop() if self._shared else None
+        connection = kept.pop(self._name, None)
+        return connection if isinstance(connection, UpstreamConnection) else None
+
+    def _drop(self, connection: UpstreamConnection, kept: dict[str, Kept]) -> None:
+        if connection in self._shared:
+            self._shared.remove(connection)
+        elif kept.get(self._name) is connection:
+            del kept[self._name]
+        connection.shut()

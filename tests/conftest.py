@@ -1,0 +1,35 @@
+"""Fixtures that every folder of tests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests import certs
+from tests.certs import Authority, Issued
+
+
+@pytest.fixture(scope="session")
+def ca() -> Authority:
+    """A CA one below its root, as public ones are."""
+    return certs.root().intermediate()
+
+
+@pytest.fixture(scope="session")
+def cert_for(ca: Authority) -> Callable[..., Issued]:
+    """`cert_for("bot.example.com")`: a good certificate; takes what `Authority.issue` takes."""
+    return ca.issue
+
+
+@pytest.fixture(scope="session")
+def expired_cert(ca: Authority) -> Issued:
+    return ca.issue(
+        "bot.example.com", not_before=certs.NOW - 90 * certs.DAY, not_after=certs.NOW - 2 * certs.DAY
+    )
+
+
+@pytest.fixture(scope="session")
+def wrong_key(ca: Authority) -> Issued:
+    """A certificate beside the key of another one."""
+    return ca.issue("bot.example.com").with_key(certs.ecdsa_key())

@@ -1,0 +1,182 @@
+"""Files that cannot be read, and the sentence for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from botproxy.config import schema
+from botproxy.errors import ConfigError, Problem
+from botproxy.keeper.source import read_pair
+from tests.certs import Issued
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def entry(tmp_path: Path, cert_for: Callable[..., Issued]) -> schema.Certificate:
+    return cert_for("a.test").write(tmp_path / "certs")
+
+
+@contextmanager
+def somebody_else(tmp_path: Path) -> Iterator[int]:
+    """Be an account without rights; the way to `tmp_path` itself is made free."""
+    if os.geteuid() != 0:
+        yield os.geteuid()
+        return
+    closed = [parent for parent in (tmp_path, *tmp_path.parents) if not parent.stat().st_mode & 0o001]
+    for parent in closed:
+        parent.chmod(parent.stat().st_mode | 0o001)
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield NOBODY
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        for parent in closed:
+            parent.chmod(parent.stat().st_mode & ~0o001)
+
+
+def refusal(entry: schema.Certificate) -> Problem:
+    with pytest.raises(ConfigError) as caught:
+        read_pair(entry, "certificates[3]")
+    [problem] = caught.value.problems
+    assert problem.hint
+    return problem
+
+
+def test_the_bytes_of_both_files_are_read(entry: schema.Certificate):
+    pair = read_pair(entry, "certificates[0]")
+    assert pair.chain == Path(entry.chain).read_bytes()
+    assert pair.key == Path(entry.key).read_bytes()
+    assert pair.password is None
+    assert pair.findings == ()
+    assert "PRIVATE" not in repr(pair)
+
+
+@pytest.mark.parametrize(
+    ("content", "password"),
+    [(b"sesame\n", b"sesame"), (b"a b \r\n", b"a b "), (b"x\n\n", b"x\n"), (b"y", b"y")],
+)
+def test_the_password_is_the_file_without_its_last_line_end(
+    entry: schema.Certificate, tmp_path: Path, content: bytes, password: bytes
+):
+    file = tmp_path / "password"
+    file.touch(mode=0o600)
+    file.write_bytes(content)
+    pair = read_pair(entry.model_copy(update={"password_file": str(file)}), "certificates[0]")
+    assert pair.password == password
+
+
+def test_every_file_that_is_missing_is_told_at_once(entry: schema.Certificate, tmp_path: Path):
+    missing = {"chain": f"{tmp_path}/no/c.pem", "key": f"{tmp_path}/k.pem", "password_file": f"{tmp_path}/p"}
+    with pytest.raises(ConfigError) as caught:
+        read_pair(schema.Certificate(**missing), "certificates[3]")
+    assert [problem.path for problem in caught.value.problems] == [
+        f"certificates[3].{key}" for key in missing
+    ]
+    assert [problem.where for problem in caught.value.problems] == list(missing.values())
+
+
+def test_the_first_missing_component_is_named(entry: schema.Certificate, tmp_path: Path):
+    problem = refusal(entry.model_copy(update={"chain": f"{tmp_path}/certs/gone/chain.pem"}))
+    assert problem.says == f'"{tmp_path}/certs/gone" does not exist'
+
+
+def test_a_link_to_nothing_names_what_it_leads_to(entry: schema.Certificate, tmp_path: Path):
+    (tmp_path / "live").symlink_to(tmp_path / "certs")
+    (tmp_path / "certs" / "fullchain.pem").symlink_to("../archive/fullchain7.pem")
+    problem = refusal(entry.model_copy(update={"chain": f"{tmp_path}/live/fullchain.pem"}))
+    assert problem.says == f'"{tmp_path}/archive" does not exist'
+
+
+def test_a_circle_of_links_is_named(entry: schema.Certificate, tmp_path: Path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert "circle" in refusal(entry.model_copy(update={"key": f"{tmp_path}/a"})).says
+
+
+def test_a_directory_is_not_a_file(entry: schema.Certificate, tmp_path: Path):
+    assert "found a directory" in refusal(entry.model_copy(update={"chain": str(tmp_path)})).says
+
+
+def test_a_file_is_not_a_directory(entry: schema.Certificate):
+    problem = refusal(entry.model_copy(update={"chain": f"{entry.chain}/fullchain.pem"}))
+    assert problem.says == f'"{entry.chain}" is not a directory'
+
+
+def test_a_fifo_is_refused_without_waiting_for_a_writer(entry: schema.Certificate, tmp_path: Path):
+    os.mkfifo(tmp_path / "fifo")
+    assert "regular file" in refusal(entry.model_copy(update={"key": f"{tmp_path}/fifo"})).says
+
+
+def test_a_name_that_is_too_long_is_refused(entry: schema.Certificate, tmp_path: Path):
+    assert "cannot be opened" in refusal(entry.model_copy(update={"key": f"{tmp_path}/{'x' * 300}"})).says
+
+
+def test_a_file_above_one_mebibyte_is_refused(entry: schema.Certificate):
+    with open(entry.chain, "r+b") as file:
+        file.truncate(1024 * 1024 + 1)
+    assert "1 MiB" in refusal(entry).says
+
+
+def test_a_closed_directory_on_the_way_is_named_with_owner_mode_and_who_asked(
+    entry: schema.Certificate, tmp_path: Path
+):
+    (tmp_path / "live").symlink_to("certs")
+    (tmp_path / "certs").chmod(0o000 if os.geteuid() else 0o700)
+    try:
+        with somebody_else(tmp_path) as uid:
+            problem = refusal(schema.Certificate(chain=__file__, key=f"{tmp_path}/live/site.key"))
+    finally:
+        (tmp_path / "certs").chmod(0o700)
+    assert f"uid {uid} (gid" in problem.says
+    assert f'may not enter "{tmp_path}/certs"' in problem.says
+    assert "drwx------ root:root" in problem.says or os.geteuid()
+    assert "chgrp" in (problem.hint or "")
+
+
+def test_a_closed_file_is_named_with_owner_and_mode(entry: schema.Certificate, tmp_path: Path):
+    os.chmod(entry.key, 0o000 if os.geteuid() else 0o600)
+    (tmp_path / "certs").chmod(0o755)
+    with somebody_else(tmp_path) as uid:
+        problem = refusal(entry)
+    assert f"uid {uid} (gid" in problem.says
+    assert f'may not read "{entry.key}"' in problem.says
+    assert "chmod 640" in (problem.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("mode", "who"), [(0o640, "its group"), (0o644, "every account"), (0o602, "every account")]
+)
+def test_a_key_that_others_can_reach_is_a_warning_with_the_command(
+    entry: schema.Certificate, tmp_path: Path, mode: int, who: str
+):
+    os.chmod(entry.key, mode)
+    link = tmp_path / "privkey.pem"
+    link.symlink_to(entry.key)
+    [finding] = read_pair(entry.model_copy(update={"key": str(link)}), "certificates[0]").findings
+    assert finding.severity == "warning"
+    assert who in finding.sentence
+    assert finding.fix == f"chmod 600 {entry.key}"
+
+
+def test_a_password_that_others_can_read_is_a_warning(entry: schema.Certificate, tmp_path: Path):
+    (tmp_path / "password").write_bytes(b"sesame")
+    (tmp_path / "password").chmod(0o644)
+    pair = read_pair(entry.model_copy(update={"password_file": f"{tmp_path}/password"}), "certificates[0]")
+    assert [finding.rule for finding in pair.findings] == ["open_to_others"]
+    assert "sesame" not in pair.findings[0].sentence
+
+
+def test_no_descriptor_is_lost_on_any_road(entry: schema.Certificate, tmp_path: Path):
+    before = sorted(os.listdir("/proc/self/fd"))
+    read_pair(entry, "certificates[0]")
+    for key in (str(tmp_path), f"{tmp_path}/none", "/dev/null"):
+        refusal(entry.model_copy(update={"key": key}))
+    assert sorted(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,78 @@
+"""Counts shared by all workers."""
+
+from __future__ import annotations
+
+import os
+
+from botproxy.config.schema import RateLimit
+from botproxy.server.census import Census, SharedLimiter
+
+
+def test_the_total_counts_all_workers() -> None:
+    census = Census(workers=2, total=3, per_address=10)
+    assert census.enter(0, "1.1.1.1")
+    assert census.enter(1, "1.1.1.2")
+    assert census.enter(1, "1.1.1.3")
+    assert not census.enter(0, "1.1.1.4")
+    census.leave(1, "1.1.1.2")
+    assert census.enter(0, "1.1.1.4")
+    assert census.open() == 3
+
+
+def test_an_address_counts_in_all_workers_and_ipv6_by_64() -> None:
+    census = Census(workers=2, total=100, per_address=2)
+    assert census.enter(0, "2001:db8::1")
+    assert census.enter(1, "2001:db8::ffff")
+    assert not census.enter(0, "2001:db8::2")
+    assert census.enter(0, "2001:db8:0:1::1")
+
+
+def test_trusted_proxies_have_no_limit_of_their_own() -> None:
+    census = Census(workers=1, total=100, per_address=1)
+    assert all(census.enter(0, "10.0.0.1", exempt=True) for _ in range(5))
+    census.leave(0, "10.0.0.1", exempt=True)
+    assert census.open() == 4
+
+
+def test_what_a_dead_worker_counted_is_forgotten() -> None:
+    census = Census(workers=2, total=2, per_address=1)
+    assert census.enter(0, "1.1.1.1")
+    assert census.enter(1, "1.1.1.2")
+    census.forget(0)
+    assert census.open() == 1
+    assert census.enter(1, "1.1.1.1")
+    assert not census.enter(1, "1.1.1.2")
+
+
+def test_another_process_sees_the_same_counts() -> None:
+    census = Census(workers=2, total=100, per_address=1)
+    pid = os.fork()
+    if pid == 0:
+        census.enter(1, "1.1.1.1")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert not census.enter(0, "1.1.1.1")
+
+
+def test_each_address_has_its_own_tokens_and_the_route_one_for_all() -> None:
+    limiter = SharedLimiter(RateLimit(), [RateLimit(per_address="1/h", total="1/h", burst=2)])
+    assert limiter.admit("1.1.1.1", 0) is None
+    assert limiter.admit("1.1.1.1", 0) is None
+    wait = limiter.admit("1.1.1.1", 0)
+    assert wait is not None
+    assert 3500 < wait <= 3600
+    assert limiter.admit("1.1.1.2", 0) is not None  # the total of the route is spent
+
+
+def test_tokens_are_shared_between_processes() -> None:
+    limiter = SharedLimiter(RateLimit(per_address="1/h", burst=1), [RateLimit()])
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if limiter.admit("1.1.1.1", 0) is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert limiter.admit("1.1.1.1", 0) is not None
+
+
+def test_without_a_rule_nobody_waits() -> None:
+    limiter = SharedLimiter(RateLimit(), [RateLimit()])
+    assert all(limiter.admit("1.1.1.1", 0) is None for _ in range(1000))

@@ -1,0 +1,97 @@
+"""Listening sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from botproxy.config.schema import Listen
+from botproxy.server.sockets import BindError, bind_all, close_all
+
+
+def listens(*addresses: str) -> list[Listen]:
+    return [Listen(address=address) for address in addresses]
+
+
+def test_every_slot_has_a_socket_of_its_own_on_the_same_port() -> None:
+    slots = bind_all(listens("127.0.0.1:0"), [], 3)
+    try:
+        assert len({bound.port for slot in slots for bound in slot}) == 1
+        assert len({bound.sock.fileno() for slot in slots for bound in slot}) == 3
+    finally:
+        close_all(slots)
+
+
+def test_no_host_means_both_families() -> None:
+    slots = bind_all(listens(":0"), [], 1)
+    try:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, slots[0][0].port), timeout=5).close()
+    finally:
+        close_all(slots)
+
+
+def test_a_port_in_use_is_named_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(BindError, match=f'"{address}".*another program already listens'):
+            bind_all(listens("127.0.0.1:0"), listens(address), 2)
+
+
+def test_a_second_botproxy_cannot_share_the_port() -> None:
+    first = bind_all(listens("127.0.0.1:0"), [], 1)
+    try:
+        with pytest.raises(BindError, match="another program already listens"):
+            bind_all(listens(f"127.0.0.1:{first[0][0].port}"), [], 1)
+    finally:
+        close_all(first)
+
+
+def test_nothing_stays_bound_when_one_address_fails() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = probe.getsockname()[1]
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BindError):
+        bind_all(listens(f"127.0.0.1:{free}"), listens("192.0.2.1:1"), 2)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_passed_socket_is_shared_by_all_slots() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        slots = bind_all(listens(f"fd:{os.dup(given.fileno())}"), [], 2)
+        try:
+            assert [bound.port for slot in slots for bound in slot] == [given.getsockname()[1]] * 2
+        finally:
+            close_all(slots)
+
+
+def test_sockets_of_the_service_manager_are_taken_and_missed_when_absent() -> None:
+    script = (
+        "import os; from botproxy.config.schema import Listen; from botproxy.server.sockets import *;"
+        "os.environ['LISTEN_PID'] = str(os.getpid()); os.environ['LISTEN_FDS'] = '2';"
+        "slots = bind_all([Listen(address='systemd')], [], 1);"
+        "print(*[bound.port for bound in slots[0]])"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        done = subprocess.run(
+            ["bash", "-c", f'exec {sys.executable} -c "$0" 3<&{one.fileno()} 4<&{two.fileno()}', script],
+            pass_fds=(one.fileno(), two.fileno()),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        assert done.stdout.split() == [str(one.getsockname()[1]), str(two.getsockname()[1])]
+    with pytest.raises(BindError, match="no socket was passed"):
+        bind_all(listens("systemd"), [], 1)
+
+
+def test_a_number_that_is_no_listening_socket_is_refused() -> None:
+    with socket.socket() as sock, pytest.raises(BindError, match="does not listen"):
+        bind_all(listens(f"fd:{os.dup(sock.fileno())}"), [], 1)
+    with pytest.raises(BindError, match="listening socket with that number"):
+        bind_all(listens("fd:987"), [], 1)
