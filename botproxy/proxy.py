@@ -16,6 +16,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from math import inf
+from time import monotonic
 from typing import Protocol
 
 from botproxy import errors
@@ -107,14 +108,14 @@ class Proxy:
             logger.exception("request failed")
             self._fail(exchange, errors.InternalError())
         finally:
-            record.total = self._loop.time() - record.started
+            record.total = monotonic() - record.started
             self._record(record)
 
     def refuse(self, exchange: Exchange, error: errors.ProxyError) -> None:
         """Answer a request that has no valid head."""
         exchange.record.id = self._toward_bot.request_id(exchange.peer, [])
         self._fail(exchange, error)
-        exchange.record.total = self._loop.time() - exchange.record.started
+        exchange.record.total = monotonic() - exchange.record.started
         self._record(exchange.record)
 
     def close(self) -> None:
@@ -143,11 +144,11 @@ class Proxy:
         await self._converse(exchange, bot, connection, fields, kept)
 
     async def _connect(self, record: Record, bot: _Bot) -> UpstreamConnection:
-        started = self._loop.time()
+        started = monotonic()
         try:
             stream = await bot.hold.connect()
         finally:
-            record.hold = self._loop.time() - started
+            record.hold = monotonic() - started
         return UpstreamConnection(stream, bot.name, self._timeouts.write)
 
     async def _converse(
@@ -173,7 +174,10 @@ class Proxy:
             raise
         finally:
             await upload.stop()
-        bot.pool.give_back(connection, kept)
+        if exchange.head is not None and exchange.head.websocket_key is not None:
+            connection.shut()  # asked to switch, the bot alone knows what it takes the next bytes for
+        else:
+            bot.pool.give_back(connection, kept)
 
     def _request_head(self, exchange: Exchange, fields: bytes, *, keep: bool) -> bytes:
         head = exchange.head
@@ -192,11 +196,11 @@ class Proxy:
     ) -> ResponseHead:
         head, record = exchange.head, exchange.record
         assert head is not None
-        started = self._loop.time()
+        started = monotonic()
         try:
             response = await connection.read_head(head.method, upload.on_continue, upload.response_deadline)
         finally:
-            record.upstream_seconds = self._loop.time() - started
+            record.upstream_seconds = monotonic() - started
         if response.status == 101:
             _check_switch(head, response)
         return response
@@ -238,9 +242,6 @@ class Proxy:
         try:
             if not await tunnel.run():
                 record.detail = "tunnel cut or silent"
-                connection.abort()  # what one side did not end, the other must not take for ended
-                exchange.abort()
-                return
         finally:
             record.bytes_in, record.bytes_out = tunnel.bytes_in, tunnel.bytes_out
         exchange.finish()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from time import monotonic
 from typing import Protocol
 
 from botproxy import errors
@@ -113,13 +114,13 @@ class ClientConnection:
     async def _serve_one(self) -> bool:
         head: RequestHead | None = None
         refusal: errors.ProxyError | None = None
-        started = self._loop.time()
+        started = monotonic()
         try:
             arrived = await self._first_bytes()
             if not arrived:
                 return False
-            started = self._loop.time()
-            raw = await self._collect_head(arrived, started + self._settings.timeouts.head)
+            started = monotonic()
+            raw = await self._collect_head(arrived, self._loop.time() + self._settings.timeouts.head)
             if raw is None:
                 return False
             head = parse_request(raw, self._settings.head)
@@ -158,7 +159,7 @@ class ClientConnection:
         may_keep = (
             not self.draining
             and self.served < self._settings.limits.requests_per_connection
-            and started < self._oldest
+            and self._loop.time() < self._oldest
         )
         return Exchange(self.stream, self._settings, self._loop, head, record, may_keep=may_keep)
 

@@ -37,7 +37,7 @@ _STDERR = 2
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")
 _UNSAFE = re.compile(r"[^ !#-\[\]-~]")
 _WHOLE = re.compile(r"(?:[^\\]|\\x..|\\u\{[0-9a-f]+\}|\\[^xu])*")
-_CONSTANT = re.compile(r"[^\n<({\['\"]*")
+_DATA = re.compile(r"[\n<({\['\"]")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 _TELLING = (OSError, AttributeError, NameError, TypeError, ImportError)
 """Exceptions whose text is about names and files; that of others may quote what a client sent."""
@@ -154,7 +154,7 @@ def _message(record: logging.LogRecord) -> str:
     if record.name == "py.warnings":
         return str(record.args[0] if isinstance(record.args, tuple) and record.args else record.msg)
     # Libraries print objects, and with them whatever a client sent.
-    return _CONSTANT.match(str(record.msg))[0].strip()
+    return _DATA.split(str(record.msg), maxsplit=1)[0].strip()
 
 
 def _exception(error: BaseException) -> Iterator[tuple[str, object]]:
@@ -185,7 +185,8 @@ def _value(value: object, limit: int) -> str:
     text = str(value)
     shown = _UNSAFE.sub(_escape, text[:limit])
     if len(text) > limit or len(shown) > limit:
-        shown = _WHOLE.match(shown, 0, limit)[0] + "..."
+        whole = _WHOLE.match(shown, 0, limit)  # no half of an escape
+        shown = f"{whole[0] if whole else ''}..."
     return shown if _BARE.fullmatch(shown) else f'"{shown}"'
 
 

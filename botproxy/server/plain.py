@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 from botproxy import errors
 from botproxy.http.exchange import Exchange
@@ -37,7 +38,6 @@ class Plain:
         toward_bot: TowardBot,
         toward_client: TowardClient,
         record: Callable[[Record], None],
-        clock: Callable[[], float],
     ) -> None:
         """`serves`: whether a host name is one of ours."""
         self._https_port = https_port
@@ -46,7 +46,6 @@ class Plain:
         self._toward_bot = toward_bot
         self._toward_client = toward_client
         self._record = record
-        self._clock = clock
 
     async def handle(self, exchange: Exchange, kept: dict[str, Kept]) -> None:
         head = exchange.head
@@ -114,5 +113,5 @@ class Plain:
         exchange.finish()
 
     def _finish(self, exchange: Exchange) -> None:
-        exchange.record.total = self._clock() - exchange.record.started
+        exchange.record.total = monotonic() - exchange.record.started
         self._record(exchange.record)

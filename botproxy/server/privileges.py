@@ -60,9 +60,9 @@ def drop(account: Account | None) -> None:
         os.setgroups([])
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)
-        for regain in (lambda: os.setuid(0), lambda: os.setgid(0)):
+        for regain in (os.setuid, os.setgid):
             try:
-                regain()
+                regain(0)
             except PermissionError:
                 continue
             raise PrivilegeError("root rights were given up and could be taken back")

@@ -15,6 +15,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from botproxy.config.schema import Config, Network
@@ -177,18 +178,18 @@ class Reception:
         return Peer(address, port, peer.local_port, _within(address, self._trusted))
 
     async def _shake(self, sock: socket.socket, peer: Peer) -> tuple[SocketStream, TlsInfo] | None:
-        started = self._loop.time()
+        started = monotonic()
         self._count_handshake(1)
         try:
             stream = await tls.accept(
-                sock, self._context, self._loop, self._deadlines, started + self._timeouts.handshake
+                sock, self._context, self._loop, self._deadlines, self._loop.time() + self._timeouts.handshake
             )
         except tls.PlainHttp:
             await self._answer_plain_http(sock, peer, started)
             return None
         except tls.HandshakeFailed as error:
             if error.alert is not None:
-                self._log_handshake(peer.address, error, self._loop.time() - started)
+                self._log_handshake(peer.address, error, monotonic() - started)
             return None
         finally:
             self._count_handshake(-1)
@@ -201,7 +202,7 @@ class Reception:
             cipher=cipher[0] if cipher else "",
             sni=secured.sni,
             resumed=bool(secured.session_reused),
-            handshake=self._loop.time() - started,
+            handshake=monotonic() - started,
             hsts=isinstance(served, Served) and served.hsts,
         )
 
@@ -226,7 +227,7 @@ class Reception:
         )
         record = Record(id="", peer=peer, client=peer.address, started=started)
         record.status, record.error = 400, "plain_http"
-        record.total = self._loop.time() - started
+        record.total = monotonic() - started
         self._log(record)
         await stream.close(linger=True)
 

