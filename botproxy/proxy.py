@@ -14,7 +14,8 @@ import asyncio
 import base64
 import hashlib
 import logging
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
 from math import inf
 from time import monotonic
 from typing import Protocol
@@ -56,12 +57,17 @@ class _Bot:
     """Everything about one upstream."""
 
     def __init__(
-        self, name: str, config: Config, loop: asyncio.AbstractEventLoop, deadlines: Deadlines
+        self,
+        name: str,
+        config: Config,
+        verification: ssl.SSLContext | None,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
     ) -> None:
         upstream = config.upstreams[name]
         self.name = name
         self.pool = Pool(name, upstream.reuse, config.timeouts.upstream_keep_alive, loop)
-        dialer = Dialer(upstream, config.timeouts.connect, loop, deadlines)
+        dialer = Dialer(upstream, verification, config.timeouts.connect, loop, deadlines)
         self.hold = Hold(dialer, upstream.hold, config.limits.waiting)
 
 
@@ -71,11 +77,13 @@ class Proxy:
     def __init__(
         self,
         config: Config,
+        verifications: Mapping[str, ssl.SSLContext],
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
         limiter: Limiter,
         record: Callable[[Record], None],
     ) -> None:
+        """`verifications`: as `upstream.dial.verifications` made them."""
         self._loop = loop
         self._timeouts = config.timeouts
         self._trusted = config.trusted_proxies
@@ -84,7 +92,9 @@ class Proxy:
         self._routes = RouteTable(config)
         self._toward_bot = TowardBot(config)
         self._toward_client = TowardClient(config)
-        self._bots = {name: _Bot(name, config, loop, deadlines) for name in config.upstreams}
+        self._bots = {
+            name: _Bot(name, config, verifications.get(name), loop, deadlines) for name in config.upstreams
+        }
 
     async def handle(self, exchange: Exchange, kept: dict[str, Kept]) -> None:
         """Answer `exchange`. `kept` holds the client's own connections to bots."""
@@ -262,7 +272,8 @@ class Proxy:
         head = exchange.head
         accepts = [value for lower, _, value in head.fields if lower == b"accept"] if head else []
         status, fields, body = refusals.render(error, record.id, accepts[0] if accepts else None)
-        exchange.send_head(status, self._fields(exchange, fields), len(body))
+        block = self._fields(exchange, fields, switching=status == 426)  # RFC 9110 15.5.22
+        exchange.send_head(status, block, len(body))
         exchange.send_body(body)
         exchange.finish()
 

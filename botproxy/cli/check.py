@@ -21,7 +21,9 @@ from botproxy.cli import report
 from botproxy.cli.verb import Verb
 from botproxy.config.load import load_file
 from botproxy.errors import ConfigError, Problem
-from botproxy.keeper.load import load_certificates
+from botproxy.keeper.load import load_certificates, prove_certificates
+from botproxy.tls.context import listener_context
+from botproxy.upstream.dial import verifications
 
 FINE, CERTIFICATES_WRONG, CONFIGURATION_WRONG = 0, 1, 2
 
@@ -88,10 +90,12 @@ def examine(path: str, now: datetime) -> Verdict:
     """Everything to say about the configuration at `path` and the certificates it names."""
     try:
         config = load_file(path)
+        verifications(config.upstreams)
     except ConfigError as wrong:
         return Verdict(CONFIGURATION_WRONG, tuple(wrong.problems), ())
     try:
         loaded = load_certificates(config, now)
+        prove_certificates(config, loaded, listener_context(config.tls))
     except ConfigError as wrong:
         return Verdict(CERTIFICATES_WRONG, tuple(wrong.problems), ())
     entries = tuple(

@@ -188,7 +188,8 @@ class Exchange:
         self._without_body = (
             status < 200 or status in (204, 304) or (head is not None and head.method == b"HEAD")
         )
-        keep = self._may_keep and self.body_complete
+        # An early refusal says that the connection ends; an early answer may still see the upload complete.
+        keep = self._may_keep and (self.body_complete or status < 400)
         framing = b""
         if length is not None and status >= 200 and status != 204:
             framing = b"Content-Length: %d\r\n" % length
@@ -239,6 +240,7 @@ class Exchange:
         if self._chunked and not self._without_body:
             self._hold(LAST_CHUNK)
         self.flush()
+        self.keep = self.keep and self.body_complete
         self.finished = True
 
     def abort(self) -> None:

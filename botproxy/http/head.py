@@ -273,6 +273,16 @@ def parse_response(head: bytes) -> ResponseHead:
     )
 
 
+def reject_early_response(part: bytes, checked: int) -> None:
+    """Refuse an incomplete response head that no further byte can make good. Raises errors.BadResponse."""
+    if not part.startswith(b"HTTP/1."[: len(part)]):
+        raise errors.BadResponse("what the bot sends is not HTTP/1")
+    if len(part) > RESPONSE_HEAD_LIMIT:
+        raise errors.BadResponse("the head is too long")
+    if _BARE_LINE_END_IN_PART.search(part, max(0, checked - 1)):
+        raise errors.BadResponse("a bare CR or LF in the head")
+
+
 def _parse_unusual_response(head: bytes) -> tuple[int, int, list[Field], dict[bytes, list[bytes]]]:
     _reject_raw(head, errors.BadResponse)
     if head.count(b"\r\n") - 2 > RESPONSE_FIELDS_LIMIT:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 from botproxy.config.schema import Network
 from botproxy.model import Field, Peer
@@ -81,12 +81,12 @@ def _hop(entry: bytes) -> IPv4Address | IPv6Address | None:
     if match is None:
         return None
     try:
-        address = ip_address(match[1] or match[2] or match[3])
+        if match[1]:
+            return IPv4Address(match[1])
+        address = IPv6Address(match[2] or match[3])
     except ValueError:
         return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+    return address.ipv4_mapped or address
 
 
 def _sole(fields: Sequence[Field], name: bytes) -> bytes:

@@ -21,7 +21,7 @@ _DEPTH = 32
 """Segments looked at one by one; the rest is masked as one."""
 
 # Short pieces of any kind, words in lower case up to 15 letters; neither numbers nor hex of 8 and more.
-_ORDINARY = re.compile(r"[A-Za-z0-9._~-]{0,7}|(?![a-f]+$)[A-Za-z][a-z._~-]{7,14}")
+_ORDINARY = re.compile(r"[A-Za-z0-9._~-]{0,7}|(?![a-f]+$)[A-Za-z.][a-z._~-]{7,14}|\*")
 
 
 @lru_cache(maxsize=1024)

@@ -89,7 +89,10 @@ class Plain:
             raise errors.Misdirected
         if head.method == b"POST":
             raise errors.ClearText
-        port = b"" if self._https_port == 443 else b":%d" % self._https_port
+        # Whoever came by the default port finds https on its default port too, also behind a container's
+        # port mapping, which hides from us what the world sees.
+        default = self._https_port == 443 or b":" not in head.authority.rpartition(b"]")[2]
+        port = b"" if default else b":%d" % self._https_port
         path = head.target if head.target != b"*" else b"/"
         location = b"https://" + head.host.encode("ascii") + port + path
         self._answer(exchange, 308, b"text/plain", b"", location)

@@ -21,11 +21,12 @@ from typing import Any
 from botproxy.config.schema import Config, Network
 from botproxy.http.exchange import Settings, status_line
 from botproxy.http.h1 import Application, ClientConnection
-from botproxy.model import Peer, Record, TlsInfo
+from botproxy.model import Peer, Record, TlsInfo, make_field
 from botproxy.net import proxy_protocol
 from botproxy.net.deadlines import Deadlines
 from botproxy.net.readiness import Readiness
 from botproxy.net.stream import SocketStream
+from botproxy.policy.headers import TowardClient
 from botproxy.server.census import Census
 from botproxy.server.listener import Listener
 from botproxy.server.sockets import Bound
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 SHED_AT_ONCE = 64
 """Idle connections closed when descriptors run out."""
 _PLAIN_HTTP = b"botproxy: this port speaks TLS; use an https:// address\n"
+_PLAIN_HTTP_FIELDS = [
+    make_field(b"Content-Type", b"text/plain; charset=utf-8"),
+    make_field(b"Cache-Control", b"no-store"),
+]
 
 
 class Refused(Exception):
@@ -69,6 +74,7 @@ class Reception:
         self._log_handshake = log_handshake
         self._timeouts = config.timeouts
         self._trusted = config.trusted_proxies
+        self._toward_client = TowardClient(config)
         self._handshake_limit = config.limits.handshakes
         self._settings = Settings.of(config.limits, config.timeouts)
         self._listeners: list[Listener] = []
@@ -93,6 +99,8 @@ class Reception:
             listener.start()
 
     def _arrive(self, bound: Bound, sock: socket.socket, address: Any) -> None:
+        if bound.tls:
+            self._count_handshake(1)  # from here on, so that one burst of accepts cannot pass the cap
         task = self._loop.create_task(self._serve(bound, sock, address))
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -107,14 +115,19 @@ class Reception:
         exempt = peer.trusted
         entered = False
         try:
-            if _within(peer.address, bound.proxy_protocol_from):
-                peer = await self._read_proxy_header(sock, peer)
-            exempt = peer.trusted
-            entered = self._census.enter(self._slot, peer.address, exempt=exempt)
-            if not entered:
-                self.refused += 1
-                raise Refused
-            await self._connect(bound, sock, peer)
+            try:
+                if _within(peer.address, bound.proxy_protocol_from):
+                    peer = await self._read_proxy_header(sock, peer)
+                exempt = peer.trusted
+                entered = self._census.enter(self._slot, peer.address, exempt=exempt)
+                if not entered:
+                    self.refused += 1
+                    raise Refused
+                stream, info = await self._secure(bound, sock, peer)
+            finally:
+                if bound.tls:
+                    self._count_handshake(-1)
+            await self._run(bound, peer, stream, info)
         except (Refused, TimeoutError, OSError):
             pass  # scans, silence, resets: a line for each would let anybody fill the log
         finally:
@@ -122,19 +135,18 @@ class Reception:
             if entered:
                 self._census.leave(self._slot, peer.address, exempt=exempt)
 
-    async def _connect(self, bound: Bound, sock: socket.socket, peer: Peer) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        info: TlsInfo | None = None
+    async def _secure(
+        self, bound: Bound, sock: socket.socket, peer: Peer
+    ) -> tuple[SocketStream, TlsInfo | None]:
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if bound.tls:
-            secured = await self._shake(sock, peer)
-            if secured is None:
-                return
-            stream: SocketStream
-            stream, info = secured
-            application = self._behind_tls
-        else:
-            stream, application = SocketStream(sock, self._loop, self._deadlines), self._behind_plain
+            return await self._shake(sock, peer)
+        return SocketStream(sock, self._loop, self._deadlines), None
+
+    async def _run(self, bound: Bound, peer: Peer, stream: SocketStream, info: TlsInfo | None) -> None:
+        application = self._behind_tls if bound.tls else self._behind_plain
         connection = ClientConnection(stream, peer, info, self._settings, application, self._loop)
         self._connections.add(connection)
         if self._draining:
@@ -177,22 +189,20 @@ class Reception:
         address, port = header.source
         return Peer(address, port, peer.local_port, _within(address, self._trusted))
 
-    async def _shake(self, sock: socket.socket, peer: Peer) -> tuple[SocketStream, TlsInfo] | None:
+    async def _shake(self, sock: socket.socket, peer: Peer) -> tuple[SocketStream, TlsInfo]:
+        """Raises Refused when no TLS connection came about; TimeoutError, OSError."""
         started = monotonic()
-        self._count_handshake(1)
         try:
             stream = await tls.accept(
                 sock, self._context, self._loop, self._deadlines, self._loop.time() + self._timeouts.handshake
             )
         except tls.PlainHttp:
             await self._answer_plain_http(sock, peer, started)
-            return None
+            raise Refused from None
         except tls.HandshakeFailed as error:
             if error.alert is not None:
                 self._log_handshake(peer.address, error, monotonic() - started)
-            return None
-        finally:
-            self._count_handshake(-1)
+            raise Refused from None
         secured = stream.sock
         assert isinstance(secured, tls.AcceptedSocket)
         served = secured.served
@@ -220,10 +230,10 @@ class Reception:
 
     async def _answer_plain_http(self, sock: socket.socket, peer: Peer, started: float) -> None:
         stream = SocketStream(sock, self._loop, self._deadlines)
+        block = self._toward_client(_PLAIN_HTTP_FIELDS, tls_hsts=False, host="")
         stream.write(
-            b"%bContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\n"
-            b"Referrer-Policy: no-referrer\r\nCache-Control: no-store\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (status_line(400), len(_PLAIN_HTTP), _PLAIN_HTTP)
+            b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+            % (status_line(400), block, len(_PLAIN_HTTP), _PLAIN_HTTP)
         )
         record = Record(id="", peer=peer, client=peer.address, started=started)
         record.status, record.error = 400, "plain_http"

@@ -25,10 +25,12 @@ from math import inf
 
 from botproxy.config.schema import Config
 from botproxy.keeper import process as keeper
+from botproxy.observe import logs
 from botproxy.server import privileges, sockets
 from botproxy.server.census import Census, SharedLimiter
 from botproxy.server.worker import CUT, Worker
 from botproxy.tls.context import listener_context
+from botproxy.upstream.dial import verifications
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +80,8 @@ class Supervisor:
         self._exit = 0
 
     def run(self) -> int:
-        """Serve until told to stop. Returns the exit status."""
+        """Serve until told to stop. Returns the exit status; raises ConfigError before anything is begun."""
+        self._verifications = verifications(self._config.upstreams)
         try:
             self._account = privileges.worker_account(self._config.user)
             self._bounds = sockets.bind_all(self._config.listen, self._config.plain_listen, self._workers)
@@ -147,6 +150,7 @@ class Supervisor:
             sockets.close_all(self._bounds)
             for _, theirs in self._channels:
                 theirs.close()
+            logs.setup(self._config.log.level, process="keeper")
             # The keeper owns two descriptors, so that it may close the first once it has said `ready`.
             return keeper.run(self._config, self._context, ends, os.dup(link.fileno()), link.fileno())
 
@@ -174,6 +178,7 @@ class Supervisor:
                 link,
                 self._census,
                 self._limiter,
+                self._verifications,
             )
             return worker.run()
 

@@ -16,7 +16,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import uvloop
 
@@ -57,6 +57,7 @@ class Worker:
         link: socket.socket,
         census: Census,
         limiter: SharedLimiter,
+        verifications: Mapping[str, ssl.SSLContext],
     ) -> None:
         """`link`: takes `ready`, and its end means that the supervisor is gone."""
         self._config = config
@@ -67,6 +68,7 @@ class Worker:
         self._link = link
         self._census = census
         self._limiter = limiter
+        self._verifications = verifications
 
     def run(self) -> int:
         """Returns the exit status."""
@@ -99,7 +101,7 @@ class Worker:
     def _build(self) -> Proxy:
         config, loop = self._config, self._loop
         deadlines = Deadlines(loop)
-        proxy = Proxy(config, loop, deadlines, self._limiter, self._log)
+        proxy = Proxy(config, self._verifications, loop, deadlines, self._limiter, self._log)
         self._handover = Handover(self._channel, self._context, config.tls.strict_sni, loop, self._begin)
         tls.install(self._context, self._handover.select)
         https_port = next(bound.port for bound in self._bounds if bound.tls)

@@ -15,7 +15,7 @@ from math import inf
 
 from botproxy import errors
 from botproxy.http.body import BodyError, ChunkedDecoder, CloseDecoder, Decoder, LengthDecoder
-from botproxy.http.head import RESPONSE_HEAD_LIMIT, parse_response
+from botproxy.http.head import RESPONSE_HEAD_LIMIT, parse_response, reject_early_response
 from botproxy.model import ResponseHead
 from botproxy.net.stream import SocketStream, StreamClosed, StreamTimeout
 
@@ -94,7 +94,7 @@ class UpstreamConnection:
             self._got_bytes = True
             data = data + more if data else more
             end = data.find(b"\r\n\r\n", checked)
-            if end > RESPONSE_HEAD_LIMIT or (end < 0 and len(data) > RESPONSE_HEAD_LIMIT):
+            if end > RESPONSE_HEAD_LIMIT:
                 raise errors.BadResponse("the head is too long")
             if end >= 0:
                 if len(data) > end + 4:
@@ -102,8 +102,7 @@ class UpstreamConnection:
                 return data[: end + 4]
             if data.find(b"\n\n", checked) >= 0:
                 raise errors.BadResponse("the head ends in bare line feeds")  # the end waited for never comes
-            if not data.startswith(b"HTTP/1."[: len(data)]):
-                raise errors.BadResponse("what the bot sends is not HTTP/1")
+            reject_early_response(data, checked)
 
     def _closed_early(self) -> errors.UpstreamError:
         if self._got_bytes:

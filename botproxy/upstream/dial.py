@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 from botproxy import errors
@@ -38,15 +39,17 @@ class Dialer:
     def __init__(
         self,
         upstream: Upstream,
+        verification: ssl.SSLContext | None,
         connect_timeout: float,
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
     ) -> None:
+        """`verification`: as `verifications` made it, for https:// upstreams."""
         self._target = upstream.target
         self._timeout = connect_timeout
         self._loop = loop
         self._deadlines = deadlines
-        self._tls = tls_context(upstream) if self._target.scheme == "https" else None
+        self._tls = verification
         self._fixed = _fixed_addresses(self._target)
         self._resolved: list[_Address] = []
         self._resolved_at = 0.0
@@ -118,11 +121,35 @@ class Dialer:
         return self._resolved
 
 
-def tls_context(upstream: Upstream) -> ssl.SSLContext:
-    """Verification of an https:// bot: against `ca` when set, else the system's store. Never off.
+def verifications(upstreams: Mapping[str, Upstream]) -> dict[str, ssl.SSLContext]:
+    """How each https:// bot is verified, made while `ca` files may still be read.
 
-    Raises OSError or ssl.SSLError when `ca` cannot be read.
+    Raises ConfigError that names every `ca` that cannot be used.
     """
+    contexts, problems = {}, []
+    for name, upstream in upstreams.items():
+        if upstream.target.scheme != "https":
+            continue
+        try:
+            contexts[name] = _verification(upstream)
+        except OSError as error:  # ssl.SSLError is one
+            unreadable = error.errno is not None and not isinstance(error, ssl.SSLError)
+            why = os.strerror(error.errno or 0).lower() if unreadable else "it is not PEM"
+            problems.append(
+                errors.Problem(
+                    where=str(upstream.ca),
+                    path=f"upstreams.{name}.ca",
+                    says=f"expected a PEM file of CA certificates, found none that can be read ({why})",
+                    hint="name the file that holds the CA which signed the bot's certificate",
+                )
+            )
+    if problems:
+        raise errors.ConfigError(problems)
+    return contexts
+
+
+def _verification(upstream: Upstream) -> ssl.SSLContext:
+    """Against `ca` when set, else the system's store. Never off."""
     context = ssl.create_default_context(cafile=upstream.ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

@@ -21,7 +21,9 @@ _FAIRNESS = 64
 class Client:
     """One connection from `source`, an address of its own in 127.0.0.0/8."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tls: ssl.SSLObject) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tls: ssl.SSLObject
+    ) -> None:
         self.received = b""
         self.ending: str | None = None
         """`in order` (close_notify), `cut` (an end without it) or `reset`."""

@@ -53,7 +53,9 @@ class Outcome:
     @property
     def complete(self) -> list[Request]:
         """Requests that the bot took for whole, in order."""
-        return sorted((each for visit in self.visits for each in visit.complete), key=lambda each: each.serial)
+        return sorted(
+            (each for visit in self.visits for each in visit.complete), key=lambda each: each.serial
+        )
 
     @property
     def reached_the_bot(self) -> bool:
@@ -62,7 +64,7 @@ class Outcome:
     @property
     def decision(self) -> tuple[object, ...]:
         """What must not depend on how the bytes were cut into pieces."""
-        return [each.meaning for each in self.complete], [each.status for each in self.responses]  # type: ignore[return-value]
+        return [each.meaning for each in self.complete], [each.status for each in self.responses]
 
 
 class NotStrictError(Exception):
@@ -234,6 +236,8 @@ def _rejected(case: Case, outcome: Outcome) -> list[str]:
     statuses = [response.status for response in outcome.responses]
     if len(statuses) != 1 and not (case.ends and not statuses):
         found.append(f"answered with {statuses}")
+    if 408 in statuses and case.oracle.get("then") != "wait":
+        found.append("waited for instead of refused")
     return found
 
 

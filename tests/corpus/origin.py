@@ -67,7 +67,9 @@ Answer = Callable[[Request, asyncio.StreamWriter, Visit], Awaitable[bool]]
 async def answer_ok(request: Request, writer: asyncio.StreamWriter, _: Visit) -> bool:
     """200, and which of all requests this was."""
     content = b"" if request.method == "HEAD" else b"ok"
-    writer.write(b"HTTP/1.1 200 OK\r\nX-Serial: %d\r\nContent-Length: 2\r\n\r\n%b" % (request.serial, content))
+    writer.write(
+        b"HTTP/1.1 200 OK\r\nX-Serial: %d\r\nContent-Length: 2\r\n\r\n%b" % (request.serial, content)
+    )
     await writer.drain()
     return "close" not in request.values("connection")
 

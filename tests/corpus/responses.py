@@ -167,7 +167,9 @@ def _rejected(answered: Answered) -> list[str]:
 def _as_meant(answered: Answered) -> list[str]:
     first, case = answered.first, answered.script.case
     assert first is not None
-    found = [f"{name} at the client" for name in case.oracle.get("client_must_not_have", ()) if first.values(name)]
+    found = [
+        f"{name} at the client" for name in case.oracle.get("client_must_not_have", ()) if first.values(name)
+    ]
     try:
         meant = as_h11_reads(answered.script)
     except h11.RemoteProtocolError:
