@@ -39,7 +39,7 @@ def client_address(peer: Peer, fields: Sequence[Field], trusted: Sequence[Networ
 
 def lines(client: str, authority: bytes, port: int, scheme: bytes) -> bytes:
     """The field lines about a client that is the peer itself, without the last line end."""
-    return _lines((client,), authority, b"%d" % port, scheme)
+    return _lines((client,), authority, _port_of(authority, port, scheme), scheme)
 
 
 def lines_behind(
@@ -52,12 +52,25 @@ def lines_behind(
     return _lines(
         (*_chain(fields, trusted), peer.address),
         host if _AUTHORITY.fullmatch(host) else authority,
-        port if _DIGITS.fullmatch(port) else b"%d" % peer.local_port,
+        port if _DIGITS.fullmatch(port) else _port_of(authority, peer.local_port, scheme),
         proto if proto in (b"http", b"https") else scheme,
     )
 
 
 # Private
+
+
+def _port_of(authority: bytes, local: int, scheme: bytes) -> bytes:
+    """The port as the client knows it: bots build the address that a signature covers from it.
+
+    The socket's own port, `local`, is another one behind a container's port mapping.
+    """
+    if not authority:
+        return b"%d" % local
+    _, named, port = authority.rpartition(b"]")[2].rpartition(b":")
+    if named:
+        return port
+    return b"443" if scheme == b"https" else b"80"
 
 
 def _chain(fields: Sequence[Field], trusted: Sequence[Network]) -> list[str]:

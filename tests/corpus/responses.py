@@ -186,7 +186,7 @@ def _next(answered: Answered) -> list[str]:
     found = []
     if answered.ending != "in order":
         found.append(f"the connection ended {answered.ending}")
-    if "close" in first.values("connection"):
+    if "close" in first.options:
         return [*found, "another answer behind the last"] if second is not None else found
     if second is None or (second.status, second.body) != (200, b"next"):
         found.append(f"the next request got {second}")

@@ -134,3 +134,17 @@ def test_forwarded_quotes_what_is_no_token() -> None:
     """RFC 7239 section 6: an IPv6 address stands in brackets and quotes."""
     block = parsed(lines("2001:db8::9", b'a"b\\c', 443, b"https") + b"\r\n")
     assert dict(block)["Forwarded"] == r'for="[2001:db8::9]";host="a\"b\\c";proto=https'
+
+
+@pytest.mark.parametrize(
+    ("authority", "port"),
+    [
+        (b"bot.example", b"443"),
+        (b"bot.example:8443", b"8443"),
+        (b"[2001:db8::1]", b"443"),
+        (b"[2001:db8::1]:8443", b"8443"),
+        (b"", b"9443"),
+    ],
+)
+def test_the_port_is_the_one_the_client_knows_and_not_the_container_s(authority: bytes, port: bytes) -> None:
+    assert b"X-Forwarded-Port: " + port + b"\r\n" in lines("192.0.2.1", authority, 9443, b"https")
