@@ -264,7 +264,7 @@ class Proxy:
         record.error, record.detail = error.code, error.detail
         if isinstance(error, errors.ClientGone):
             record.status = 499
-        if exchange.responded or error.status is None or exchange.client_gone:
+        if error.status is None or exchange.client_gone or not exchange.take_back():
             exchange.abort()
             return
         if isinstance(error, errors.BadRequest):

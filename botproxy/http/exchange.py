@@ -48,6 +48,7 @@ class Exchange:
         "_chunked",
         "_continued",
         "_decoder",
+        "_flushed",
         "_held",
         "_held_size",
         "_loop",
@@ -91,6 +92,7 @@ class Exchange:
         self._continued = False
         self._held: list[bytes] = []
         self._held_size = 0
+        self._flushed = False
         self._chunked = False
         self._without_body = False
 
@@ -221,6 +223,7 @@ class Exchange:
     def flush(self) -> None:
         """Give the client what is held back."""
         if self._held:
+            self._flushed = True
             self.stream.write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
             self._held.clear()
             self._held_size = 0
@@ -242,6 +245,16 @@ class Exchange:
         self.flush()
         self.keep = self.keep and self.body_complete
         self.finished = True
+
+    def take_back(self) -> bool:
+        """Forget the response, if none of it has gone out yet; then another may be sent."""
+        if self._flushed:
+            return False
+        self._held.clear()
+        self._held_size = 0
+        self.responded = self._chunked = False
+        self.record.bytes_out = 0
+        return True
 
     def abort(self) -> None:
         """Reset the connection, so that the client cannot take the response for complete."""

@@ -91,7 +91,8 @@ class Plain:
             raise errors.ClearText
         # Whoever came by the default port finds https on its default port too, also behind a container's
         # port mapping, which hides from us what the world sees.
-        default = self._https_port == 443 or b":" not in head.authority.rpartition(b"]")[2]
+        _, named, asked = head.authority.rpartition(b"]")[2].rpartition(b":")
+        default = self._https_port == 443 or not named or asked == b"80"
         port = b"" if default else b":%d" % self._https_port
         path = head.target if head.target != b"*" else b"/"
         location = b"https://" + head.host.encode("ascii") + port + path

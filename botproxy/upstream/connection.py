@@ -100,8 +100,6 @@ class UpstreamConnection:
                 if len(data) > end + 4:
                     self.stream.unread(data[end + 4 :])
                 return data[: end + 4]
-            if data.find(b"\n\n", checked) >= 0:
-                raise errors.BadResponse("the head ends in bare line feeds")  # the end waited for never comes
             reject_early_response(data, checked)
 
     def _closed_early(self) -> errors.UpstreamError:

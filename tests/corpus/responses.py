@@ -83,9 +83,15 @@ class Answered:
 
     @property
     def decision(self) -> tuple[object, ...]:
-        """What must not depend on how the bytes were cut into pieces."""
+        """What must not depend on how the bytes were cut into pieces.
+
+        A body that breaks is refused with 502 while nothing of the response has gone out, else by breaking
+        the connection: which of the two depends on what arrived together.
+        """
         if self.first is None or not self.first.complete:
-            return ("aborted",)
+            return ("refused",)
+        if self.first.status == 502 and self.script.case.name.startswith(BREAKS_IN_BODY):
+            return ("refused",)
         return self.first.status, self.first.body if self.served else b""
 
 

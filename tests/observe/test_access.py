@@ -135,10 +135,17 @@ def test_a_refused_certificate_is_one_line() -> None:
     assert line.count(b"\n") == 1
     assert json.loads(line) == {
         "time": "2026-11-23T20:00:01.042Z",
-        "event": "handshake_failed",
         "client": "203.0.113.7",
         "sni": 'a"\n\xff',
+        "error": "handshake",
         "alert": "unknown_ca",
         "handshake_ms": 12.3,
     }
     assert "sni" not in json.loads(access.handshake_line("203.0.113.7", None, "unknown_ca", 0.0, NOW))
+
+
+def test_lost_lines_are_one_line() -> None:
+    line = access.lost_line(17)
+    assert line.endswith(b"}\n")
+    shown = json.loads(line)
+    assert (shown["error"], shown["count"]) == ("lines_lost", 17)
