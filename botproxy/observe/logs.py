@@ -109,10 +109,11 @@ class LineHandler(logging.Handler):
         line = format_record(record, self._process, suppressed)
         if self._writer is not None:
             self._writer.write(line)
-        elif (self._lost and not write_now(_STDERR, lost_line(self._lost))) or not write_now(_STDERR, line):
-            self._lost += 1
-        else:
+            return
+        if self._lost and write_now(_STDERR, lost_line(self._lost)):
             self._lost = 0
+        if self._lost or not write_now(_STDERR, line):
+            self._lost += 1
 
 
 @dataclass(slots=True)

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from websockets.sync.client import connect as websocket
 
 from tests.certs import Authority, Issued
-from tests.harness import PATIENCE, Bot, Proxied, free_port, running
+from tests.harness import Bot, Proxied, free_port, running
+from tests.wire import PATIENCE
 
 
 def program(*names: str) -> str:

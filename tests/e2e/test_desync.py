@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import OK, PATIENCE, Bot, Message, Proxied, Wire, get, post
+from tests.harness import Bot, Proxied
+from tests.wire import OK, PATIENCE, Message, Wire, get, post
 
 
 def send_at_once(wire: Wire, *pieces: bytes) -> None:

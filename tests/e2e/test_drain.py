@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import OK, Bot, HelloFor, Wire, get, post, status_of
+from tests.harness import Bot, status_of
+from tests.wire import OK, HelloFor, Wire, get, post
 
 MANY = 2000
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import Bot, Proxied, Wire, descriptors_of, get, limit_descriptors, post
+from tests.harness import Bot, Proxied, descriptors_of, limit_descriptors
+from tests.wire import Wire, get, post
 
 
 @pytest.fixture

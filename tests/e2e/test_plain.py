@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import Bot, Message, Proxied, Wire, free_port
+from tests.harness import Bot, Proxied, free_port
+from tests.wire import Message, Wire
 
 TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr_oA"
 CHALLENGE = f"/.well-known/acme-challenge/{TOKEN}"

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import Bot, HelloFor, Proxied, Wire, free_port, get
+from tests.harness import Bot, Proxied, free_port
+from tests.wire import HelloFor, Wire, get
 
 V1 = b"PROXY TCP4 203.0.113.7 127.0.0.1 40000 443\r\n"
 V1_IPV6 = b"PROXY TCP6 2001:db8::7 ::1 40000 443\r\n"

@@ -10,19 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import (
-    OK,
-    Bot,
-    Message,
-    Proxied,
-    Wire,
-    forget_peak,
-    free_port,
-    get,
-    peak_of,
-    post,
-    rss_of,
-)
+from tests.harness import Bot, Proxied, forget_peak, free_port, peak_of, rss_of
+from tests.wire import OK, Message, Wire, get, post
 
 GIB = 1024**3
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -313,6 +302,8 @@ def test_a_response_that_breaks_off_is_not_passed_on_as_complete(
     client.send(get(version=version))
     head = client.read_until(b"\r\n\r\n")
     passed_on.set()
+    if head.startswith(b"HTTP/1.1 502"):
+        return  # it broke before any of it had gone out: then the client is told in so many words
     data, in_order = client.read_to_end()
     assert not in_order, "an orderly end makes the body look complete"
     assert not data.endswith(b"0\r\n\r\n")

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests import certs
 from tests.certs import Authority
 from tests.e2e.conftest import Start
-from tests.harness import Bot, HelloFor, Proxied, Wire, get
+from tests.harness import Bot, Proxied
+from tests.wire import HelloFor, Wire, get
 
 ALERT_UNRECOGNIZED_NAME = 112
 ALERT_NO_APPLICATION_PROTOCOL = 120

@@ -17,7 +17,8 @@ import pytest
 from tests import certs
 from tests.certs import Authority, Issued
 from tests.e2e.conftest import Start
-from tests.harness import OK, Bot, Proxied, Wire, free_port, get, post
+from tests.harness import Bot, Proxied, free_port
+from tests.wire import OK, Wire, get, post
 
 PROMPTLY = 1.3
 """Seconds; the promise is one, the rest is for a busy machine."""

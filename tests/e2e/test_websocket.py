@@ -15,7 +15,8 @@ from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 
 from tests.e2e.conftest import Start
-from tests.harness import OK, Bot, Message, Proxied, Wire, free_port, get
+from tests.harness import Bot, Proxied, free_port
+from tests.wire import OK, Message, Wire, get
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 HANDSHAKE = (

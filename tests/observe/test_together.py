@@ -123,6 +123,41 @@ def test_a_stderr_that_nobody_reads_stops_no_process() -> None:
         process.communicate()
 
 
+RETURNING = """
+import logging, os, sys
+from botproxy.observe import logs
+logs.setup("info")
+for _ in range(5000):
+    logging.getLogger("botproxy.x").info("phrase")
+os.write(1, b"full")
+os.read(0, 1)
+logging.getLogger("botproxy.x").info("again")
+"""
+
+
+def test_lines_lost_without_a_writer_are_told_of_once_stderr_is_read_again() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", RETURNING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        assert os.read(process.stdout.fileno(), 100) == b"full"
+        seen = b""
+        while len(seen) < 65536 - PIPE_BUF:
+            seen += os.read(process.stderr.fileno(), 65536)
+        process.stdin.write(b".")
+        process.stdin.close()
+        lines = (seen + process.stderr.read()).decode().splitlines()
+    counts = [int(line.rpartition("=")[2]) for line in lines if 'msg="log lines lost"' in line]
+    assert len(counts) == 1
+    assert sum("msg=phrase" in line for line in lines) + counts[0] == 5000
+    assert lines[-1].endswith("msg=again")
+
+
 # Secrets and hostile bytes
 
 
