@@ -134,6 +134,13 @@ class NotFound(ClientError):
     key = "routes"
 
 
+class NoChallenge(ClientError):
+    status = 404
+    code = "no_challenge"
+    says = "there is no such ACME challenge"
+    key = "acme_webroot"
+
+
 class UpgradeRequired(ClientError):
     status = 426
     code = "websocket_version"
@@ -145,6 +152,10 @@ class RateLimited(ClientError):
     code = "rate_limited"
     says = "too many requests"
     key = "limits.rate"
+
+
+class RouteRateLimited(RateLimited):
+    key = "routes.*.rate"
 
 
 class HeadTooLarge(ClientError):
@@ -164,6 +175,13 @@ class VersionNotSupported(ClientError):
     status = 505
     code = "http_version"
     says = "the HTTP versions served are 1.0 and 1.1"
+
+
+class PlainHttp(ClientError):
+    """HTTP without TLS on a port that speaks TLS."""
+
+    code = "plain_http"
+    says = "this port speaks TLS; use an https:// address"
 
 
 class ClearText(ClientError):

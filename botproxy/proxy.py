@@ -31,7 +31,7 @@ from botproxy.net.deadlines import Deadlines
 from botproxy.net.stream import StreamClosed, StreamTimeout
 from botproxy.policy import refusals
 from botproxy.policy.headers import TowardBot, TowardClient, client_address
-from botproxy.policy.routes import CompiledRoute, RouteTable
+from botproxy.policy.routes import RouteTable
 from botproxy.upstream.connection import UpstreamConnection
 from botproxy.upstream.dial import Dialer
 from botproxy.upstream.hold import Hold
@@ -49,8 +49,8 @@ _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
 class Limiter(Protocol):
     """The rate limits; where the counts are kept is the worker's business."""
 
-    def admit(self, address: str, route: int) -> float | None:
-        """None, or after how many seconds to try again."""
+    def admit(self, address: str, route: int) -> None:
+        """Raises RateLimited."""
 
 
 class _Bot:
@@ -105,7 +105,7 @@ class Proxy:
             record.id = self._toward_bot.request_id(exchange.peer, head.fields)
             route = self._routes.match(head.host, head.target)
             record.route, record.upstream = route.name, route.upstream
-            self._admit(record.client, route)
+            self._limiter.admit(record.client, route.index)
             exchange.admit_body()
             fields = self._toward_bot(head, exchange.peer, record.client, b"https", record.id)
             await self._forward(exchange, self._bots[route.upstream], fields, kept)
@@ -132,11 +132,6 @@ class Proxy:
         """Close the connections kept for everybody."""
         for bot in self._bots.values():
             bot.pool.close()
-
-    def _admit(self, client: str, route: CompiledRoute) -> None:
-        wait = self._limiter.admit(client, route.index)
-        if wait is not None:
-            raise errors.RateLimited(retry_after=max(1, round(wait + 0.5)))
 
     # Toward the bot
 
@@ -233,10 +228,11 @@ class Proxy:
     def _fields(self, exchange: Exchange, fields: list[Field], *, switching: bool = False) -> bytes:
         """Response fields as the client shall see them."""
         tls, head = exchange.tls, exchange.head
+        named = tls.sni if tls is not None else None  # all that is known of a client whose head was refused
         return self._toward_client(
             fields,
             tls_hsts=tls is not None and tls.hsts,
-            host=head.host if head is not None else "",
+            host=head.host if head is not None else (named or "").lower(),
             switching=switching,
         )
 
@@ -264,14 +260,16 @@ class Proxy:
         record.error, record.detail = error.code, error.detail
         if isinstance(error, errors.ClientGone):
             record.status = 499
+            if alert := exchange.stream.peer_alert():
+                record.detail = f"alert {alert}"
+        if exchange.stream.closed:
+            return  # cut: nobody is left to tell
         if error.status is None or exchange.client_gone or not exchange.take_back():
             exchange.abort()
             return
         if isinstance(error, errors.BadRequest):
             exchange.close_after()  # what else such a client sends is not worth reading
-        head = exchange.head
-        accepts = [value for lower, _, value in head.fields if lower == b"accept"] if head else []
-        status, fields, body = refusals.render(error, record.id, accepts[0] if accepts else None)
+        status, fields, body = refusals.render(error, record.id, exchange.accept)
         block = self._fields(exchange, fields, switching=status == 426)  # RFC 9110 15.5.22
         exchange.send_head(status, block, len(body))
         exchange.send_body(body)

@@ -10,6 +10,9 @@ A verb is one module with a `command`; it returns its exit code and never calls
 
 from __future__ import annotations
 
+import os
+import sys
+
 import click
 
 from botproxy import __version__
@@ -56,6 +59,7 @@ def botproxy(context: click.Context) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (by default the process's own) and return its exit code."""
+    _open_standard_descriptors()
     try:
         code = botproxy.main(arguments, prog_name="botproxy", standalone_mode=False)
     except ConfigError as problems:
@@ -96,3 +100,16 @@ def _options(wrong: click.UsageError) -> list[str]:
 
 def _tidy(message: str) -> str:
     return (message[:1].lower() + message[1:].removesuffix(".")).replace("'", '"')
+
+
+def _open_standard_descriptors() -> None:
+    """Started with one of them closed, a socket would take its place, and the logs would go to a client."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 it lives as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115

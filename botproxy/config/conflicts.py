@@ -1,26 +1,55 @@
 """Values that are fine alone and contradict each other.
 
-Pure functions over plain values, called by the validators of `schema.Config`;
-each returns every contradiction of its kind, with the key to blame. What a
-single value may be is said in `values` and `units`.
+Judges a document as it was written, on whatever in it is right: a mistake in one
+place hides no contradiction in another. Each fault names the key to blame. What
+a single value may be is said in `values` and `units`, and only there: what is
+wrong alone is passed over here.
+
+Asked by `schema.Config`, and by `load` for documents that `schema` refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
 from botproxy.config.units import Fault, Refused
-from botproxy.config.values import Target, endpoints
+from botproxy.config.values import (
+    Target,
+    endpoints,
+    header_name,
+    listen_address,
+    parse_target,
+    route_host,
+    route_path,
+    upstream_name,
+)
 
-Listening = tuple[str, Sequence[str]]
-"""A key that lists listening addresses, and those addresses."""
+Listening = tuple[str, Sequence[str | None]]
+"""A key that lists listening addresses, and those addresses; None for one that is wrong."""
+Reach = tuple[Sequence[str], str] | None
+"""Hosts and path of a route; None where one of them is wrong."""
 
 
-def refuse(faults: list[Fault]) -> None:
-    """Raises Refused if there is anything to refuse."""
-    if faults:
-        raise Refused(*faults)
+def contradictions(document: Mapping[str, object]) -> list[Fault]:
+    """Every contradiction between values of `document` that are right alone."""
+    listen, plain = _listening(document, "listen"), _listening(document, "plain_listen")
+    targets, routes = _targets(document), _entries(document, "routes")
+    faults = repeated(listen) + repeated(plain, listen)
+    if document.get("acme_webroot") is not None and document.get("plain_listen") in ([], ()):
+        faults.append(
+            Fault(
+                "an address in `plain_listen`, where these files are served",
+                found="none",
+                hint='write plain_listen: [":80"], or leave `acme_webroot` out',
+                at=("acme_webroot",),
+            )
+        )
+    faults += loops({name: target for name, target in targets.items() if target}, listen, plain)
+    faults += unreachable([_reach(route) for route in routes])
+    if targets:
+        faults += astray(routes, list(targets))
+    return faults + twice(_mapping(_mapping(document.get("headers")).get("set")))
 
 
 def repeated(listening: Listening, *earlier: Listening) -> list[Fault]:
@@ -29,19 +58,20 @@ def repeated(listening: Listening, *earlier: Listening) -> list[Fault]:
         endpoint: (key, index)
         for key, entries in earlier
         for index, address in enumerate(entries)
+        if address
         for endpoint in endpoints(address)
     }
     key, addresses = listening
     faults = []
     for index, address in enumerate(addresses):
-        own = sorted(endpoints(address))
+        own = sorted(endpoints(address)) if address else []
         first = next((bound[endpoint] for endpoint in own if endpoint in bound), None)
         if first is not None:
             faults.append(
                 Fault(
                     "each address once",
                     found=f"the address of {first[0]}[{first[1]}] again",
-                    hint=None if first[0] == key else f"`{key}: []` turns it off",
+                    hint="remove one of the two" if first[0] == key else f"`{key}: []` turns it off",
                     at=(key, index),
                     against=first,
                 )
@@ -63,22 +93,26 @@ def loops(targets: Mapping[str, Target], *listening: Listening) -> list[Fault]:
         for name, target in targets.items()
         for key, addresses in listening
         for index, address in enumerate(addresses)
-        if target.endpoints() & endpoints(address)
+        if address and target.endpoints() & endpoints(address)
     ]
 
 
-def astray(named: Sequence[str | None], upstreams: Sequence[str]) -> list[Fault]:
+def astray(routes: Sequence[object], upstreams: Sequence[str]) -> list[Fault]:
     """Routes to an upstream that does not exist, or to none where there are several."""
+    known = [name for name in upstreams if _is(upstream_name, name)]
     faults = []
-    for index, name in enumerate(named):
-        if name in upstreams or (name is None and len(upstreams) == 1):
+    for index, route in enumerate(routes):
+        name = _mapping(route).get("upstream")
+        if not isinstance(route, Mapping) or name in upstreams or (name is None and len(upstreams) == 1):
             continue
-        nearest = get_close_matches(name or "", upstreams, 1)
+        if not known or not (name is None or (isinstance(name, str) and _is(upstream_name, name))):
+            continue
+        nearest = get_close_matches(name or "", known, 1)
         faults.append(
             Fault(
-                f"one of the upstreams {', '.join(upstreams)}",
+                f"one of the upstreams {', '.join(known)}",
                 found=f'"{name}"' if name else "none named",
-                hint=f'did you mean "{nearest[0]}"?' if nearest else None,
+                hint=f'did you mean "{nearest[0]}"?' if nearest else f"for example: upstream: {known[0]}",
                 at=("routes", index, "upstream"),
                 against=("upstreams",),
             )
@@ -86,7 +120,7 @@ def astray(named: Sequence[str | None], upstreams: Sequence[str]) -> list[Fault]
     return faults
 
 
-def unreachable(routes: Sequence[tuple[Sequence[str], str]]) -> list[Fault]:
+def unreachable(routes: Sequence[Reach]) -> list[Fault]:
     """Routes (hosts, path) that an earlier one leaves no request to."""
     faults = []
     for index, route in enumerate(routes):
@@ -103,8 +137,70 @@ def unreachable(routes: Sequence[tuple[Sequence[str], str]]) -> list[Fault]:
     return faults
 
 
-def _covers(earlier: tuple[Sequence[str], str], route: tuple[Sequence[str], str]) -> bool:
+def twice(headers: Mapping[str, object]) -> list[Fault]:
+    """Response headers that are set again in another case."""
+    seen: dict[str, str] = {}
+    return [
+        Fault(
+            "each header once",
+            found=f'"{first}" and "{name}"',
+            hint="remove one of the two",
+            at=("headers", "set", name),
+        )
+        for name in headers
+        if _is(header_name, name) and (first := seen.setdefault(name.lower(), name)) != name
+    ]
+
+
+# Private
+
+
+def _covers(earlier: Reach, route: Reach) -> bool:
+    if earlier is None or route is None:
+        return False
     (hosts, path), (own_hosts, own_path) = earlier, route
     if hosts and not (own_hosts and set(own_hosts) <= set(hosts)):
         return False
     return f"{own_path.rstrip('/')}/".startswith(f"{path.rstrip('/')}/")
+
+
+def _listening(document: Mapping[str, object], key: str) -> Listening:
+    written = [_mapping(each).get("address", each) for each in _entries(document, key)]
+    return key, [each if isinstance(each, str) and _is(listen_address, each) else None for each in written]
+
+
+def _targets(document: Mapping[str, object]) -> dict[str, Target | None]:
+    """Upstreams by name; None for one without an address that is right."""
+    targets: dict[str, Target | None] = {}
+    for name, upstream in _mapping(document.get("upstreams")).items():
+        url = _mapping(upstream).get("url")
+        targets[name] = parse_target(url) if isinstance(url, str) and _is(parse_target, url) else None
+    return targets
+
+
+def _reach(route: object) -> Reach:
+    if not isinstance(route, Mapping):
+        return None
+    hosts, path = route.get("hosts", ()), route.get("path", "/")
+    if not isinstance(hosts, list | tuple) or not isinstance(path, str) or not _is(route_path, path):
+        return None
+    if not all(isinstance(host, str) and _is(route_host, host) for host in hosts):
+        return None
+    return [route_host(host) for host in hosts], path
+
+
+def _entries(document: Mapping[str, object], key: str) -> Sequence[object]:
+    value = document.get(key)
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is(check: Callable[[str], object], value: str) -> bool:
+    try:
+        check(value)
+    except Refused:
+        return False
+    return True

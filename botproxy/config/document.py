@@ -40,7 +40,9 @@ def read_document(path: str, directory: Directory, report: Report) -> dict[str, 
     reader = _Reader(path, directory, report)
     if not isinstance(root, yaml.MappingNode) or root.tag != f"{_TAG}map":
         where = f"{path}:{root.start_mark.line + 1}"
-        raise _unusable(where, f'expected a mapping of keys like "certificates:", found {_kind(root)}')
+        raise _unusable(
+            where, f'expected a mapping of keys like "certificates:", found {_kind(root)}', "write key: value"
+        )
     return reader.mapping(root, ())
 
 
@@ -52,13 +54,19 @@ def _text(path: str) -> str:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
-        raise _unusable(path, "expected a file, found none") from None
+        raise _unusable(
+            path,
+            "expected a file, found none",
+            "check the name; relative ones begin at the current directory",
+        ) from None
     except IsADirectoryError:
-        raise _unusable(path, "expected a file, found a directory") from None
+        raise _unusable(path, "expected a file, found a directory", "name the file in it") from None
     except PermissionError:
-        raise _unusable(path, "expected a file that may be read, found one that may not") from None
+        says = "expected a file that may be read, found one that may not"
+        raise _unusable(path, says, "start botproxy as the owner of the file, or chmod it") from None
     except OSError as error:
-        raise _unusable(path, f"expected a file that can be read, found an error: {error.strerror}") from None
+        says = f"expected a file that can be read, found an error: {error.strerror}"
+        raise _unusable(path, says, "see that cat can read it") from None
     if len(content) > LARGEST:
         raise _unusable(path, "expected at most 1MiB, found more", "is this a configuration file?")
     try:
@@ -69,7 +77,7 @@ def _text(path: str) -> str:
         raise _unusable(f"{path}:{line}", says, "save the file as UTF-8") from None
 
 
-def _unusable(where: str, says: str, hint: str | None = None) -> ConfigError:
+def _unusable(where: str, says: str, hint: str) -> ConfigError:
     return ConfigError([Problem(where, "", says, hint)])
 
 
@@ -106,13 +114,13 @@ def _compose(path: str, text: str) -> yaml.Node:
         root = yaml.compose(text, Loader=_Composer)
     except yaml.reader.ReaderError as error:
         where = f"{path}:{text.count(chr(10), 0, error.position) + 1}"
-        raise _unusable(
-            where, f"expected text, found the control character U+{ord(text[error.position]):04X}"
-        ) from None
+        says = f"expected text, found the control character U+{ord(text[error.position]):04X}"
+        raise _unusable(where, says, "remove it; is this a text file?") from None
     except yaml.MarkedYAMLError as error:
         raise _not_yaml(path, error) from None
     except (ValueError, OverflowError):  # the library passes on what chr() says about "\UFFFFFFFF"
-        raise _unusable(path, "expected valid YAML, found an escape that stands for no character") from None
+        says = "expected valid YAML, found an escape that stands for no character"
+        raise _unusable(path, says, 'write \\\\ for a backslash in "", or use single quotes') from None
     if root is None:
         says = "expected a configuration, found an empty file"
         raise _unusable(path, says, "it needs `certificates` at least")
@@ -120,15 +128,19 @@ def _compose(path: str, text: str) -> yaml.Node:
 
 
 _SYNTAX: Final = (
-    ("more than", None, None),
+    ("more than", None, "is this a configuration file?"),
     ("'\\t' that cannot start", "a tab", "indent with spaces"),
     ("that cannot start any token", "a character that means something to YAML", "put the value in quotes"),
     ("mapping values are not allowed", 'a ":" too many', 'put values with ": " in quotes; check indentation'),
     ("could not find expected ':'", 'a line without ":"', 'write "key: value"'),
-    ("unexpected end of stream", "a quote that is never closed", None),
+    ("unexpected end of stream", "a quote that is never closed", "close it on the same line"),
     ("but found another document", "a second document", "leave out the line with ---"),
-    ("<block end>", "a line whose indentation fits nothing above it", None),
-    ("expected ',' or", "a [ or { that is never closed, or a missing comma", None),
+    ("<block end>", "a line whose indentation fits nothing above it", "indent keys of one mapping alike"),
+    (
+        "expected ',' or",
+        "a [ or { that is never closed, or a missing comma",
+        "close it, and separate entries with commas",
+    ),
     ("", "something else", "look at the line above, too"),
 )
 """A fragment of what the library says (or `_Composer`, whose words may be told), what was found, a hint."""
@@ -173,7 +185,8 @@ class _Reader:
                 continue
             key = key_node.value
             if key in values:
-                fault = Fault("each key once", f"it again (first on line {lines[key]})")
+                found = f"it again (first on line {lines[key]})"
+                fault = Fault("each key once", found, "remove one of the two")
                 self._report.add((*path, key), fault, place=place)
                 continue
             lines[key] = place.line
@@ -218,17 +231,17 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | Fault | None:
     if node.tag not in _TEXT:
         return Fault("plain YAML", "a tag", "leave out what begins with !")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        return Fault("text", "half a character (\\uD800 to \\uDFFF)")
+        return Fault("text", "half a character (\\uD800 to \\uDFFF)", "write the character itself")
     return text
 
 
 def _no_key(node: yaml.Node) -> Fault:
     if not isinstance(node, yaml.ScalarNode):
-        return Fault("a key that is text", f"{_kind(node)} as a key")
+        return Fault("a key that is text", f"{_kind(node)} as a key", "write key: value")
     if node.tag == f"{_TAG}merge":
         return Fault("keys written out", "a merge key (<<)", "write the keys out here")
     if node.tag == _ALIAS:
-        return Fault("a key that is text", "an alias")
+        return Fault("a key that is text", "an alias", "write the key out where the * stands")
     return Fault(
         "a key that is text", name(node.value) or "nothing", f'write it in quotes: "{name(node.value)}"'
     )

@@ -17,9 +17,10 @@ from pathlib import Path as Directory
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from botproxy.config.examples import example
 from botproxy.config.keys import dotted, is_secret, meaning, name, names_at
 from botproxy.config.units import Fault, Path, Refused
-from botproxy.errors import ConfigError, Problem
+from botproxy.errors import Problem
 
 _SHOWN = 40
 """Characters of a value that are worth showing."""
@@ -51,7 +52,8 @@ class Report:
         """Blames `path`, on the line of the nearest thing around it that was written."""
         place = place or self.places[self._written(path)]
         says = f"expected {fault.expected}, found {fault.found or 'something else'}"
-        self._problems[Problem(place.where, dotted(path), says, fault.hint)] = place.line
+        hint = fault.hint or f"for example: {example(path)}"
+        self._problems[Problem(place.where, dotted(path), says, hint)] = place.line
 
     def add_unread(self, path: Path, fault: Fault) -> None:
         """As `add`, for a value that could not be read: nothing more is said about it."""
@@ -64,13 +66,26 @@ class Report:
             where: Path = tuple(step for step in detail["loc"] if step != "[key]")
             for fault in _faults(detail, where):
                 path = self._blamed(where, fault, missing=detail["type"] == "missing")
-                if not any(path[:length] in self._unread for length in range(len(path) + 1)):
+                if not self._is_unread(path):
                     self.add(path, self._described(fault, path, detail["input"]))
 
-    def finish(self) -> None:
-        """Raises ConfigError, in the order of the file, if anything was added."""
-        if self._problems:
-            raise ConfigError(sorted(self._problems, key=self._problems.__getitem__))
+    def contradict(self, faults: Iterable[Fault]) -> None:
+        """Adds contradictions, each of which says what it found and where."""
+        for fault in faults:
+            path = self._blamed((), fault, missing=False)
+            if not self._is_unread(path):
+                self.add(path, fault)
+
+    def problems(self) -> list[Problem]:
+        """Everything that was added, in the order of the file."""
+        return sorted(self._problems, key=self._problems.__getitem__)
+
+    def where(self, path: Path) -> str:
+        """Where `path`, or the nearest thing around it, was written."""
+        return self.places[self._written(path)].where
+
+    def _is_unread(self, path: Path) -> bool:
+        return any(path[:length] in self._unread for length in range(len(path) + 1))
 
     def _blamed(self, where: Path, fault: Fault, *, missing: bool) -> Path:
         if fault.at is not None and fault.at not in self.places and fault.against is not None:
@@ -142,7 +157,7 @@ def _faults(detail: ErrorDetails, path: Path) -> Iterable[Fault]:
         return refused.faults
     match detail["type"]:
         case "missing":
-            return [Fault("this key", "nothing", hint=meaning(path) or None)]
+            return [Fault("this key", "nothing", hint=_sentence(meaning(path)))]
         case "extra_forbidden":
             return [_unknown(str(path[-1]), names_at(path[:-1]))]
         case "literal_error":
@@ -166,7 +181,7 @@ def _faults(detail: ErrorDetails, path: Path) -> Iterable[Fault]:
             ]
         case "too_short":
             # Entries that were refused do not count, and have their own problems.
-            return [] if value else [Fault("at least one entry", hint=meaning(path) or None)]
+            return [] if value else [Fault("at least one entry", hint=_sentence(meaning(path)))]
         case other:
             return [Fault(_EXPECTED.get(other, "another value"))]
 
@@ -176,6 +191,12 @@ _EXPECTED = {
     "tuple_type": "a list",
 }
 _WORDS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+
+
+def _sentence(docstring: str) -> str | None:
+    """A docstring as a hint: lower case, except where it begins with an abbreviation; no full stop."""
+    lower = docstring if docstring[1:2].isupper() else docstring[:1].lower() + docstring[1:]
+    return lower.rstrip(".") or None
 
 
 def _unknown(key: str, known: list[str]) -> Fault:

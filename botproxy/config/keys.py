@@ -36,6 +36,11 @@ def names_at(path: Path) -> list[str]:
     return list(section.model_fields) if section else []
 
 
+def section_at(path: Path) -> type[Section] | None:
+    """The section at `path`; None if there is none."""
+    return _section(_type_at(path))
+
+
 def meaning(path: Path) -> str:
     """What the key at `path` is for, as its docstring says; empty if nobody knows it."""
     section = _section(_type_at(path[:-1]))

@@ -11,20 +11,35 @@ YAML: `document`. Rules: `schema`. Wording: `explain`. After: `cli.serve`, `cli.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path as Directory
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from botproxy.config.document import read_document
 from botproxy.config.explain import Place, Report
 from botproxy.config.keys import dotted, is_file
-from botproxy.config.schema import Config
+from botproxy.config.schema import Certificate, Config, Upstream, contradictions_in
 from botproxy.config.units import Path
+from botproxy.errors import ConfigError, Problem
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A configuration that may be wrong in places, for those who want to say everything at once."""
+
+    config: Config
+    """What is right in it, and defaults; never to be served while there are `problems`."""
+    positions: tuple[int, ...]
+    """For each of its certificates the index that it has in the file."""
+    problems: tuple[Problem, ...]
+    where: Callable[[Path], str]
+    """`file:line` of a key."""
 
 
 def load_file(path: str, overrides: Mapping[str, Any] = _NONE, origins: Mapping[str, str] = _NONE) -> Config:
@@ -35,11 +50,17 @@ def load_file(path: str, overrides: Mapping[str, Any] = _NONE, origins: Mapping[
     for errors. File names are relative to the directory of the file, those in
     `overrides` to the current one. Raises ConfigError with everything wrong.
     """
-    directory = Directory.cwd() / Directory(path).parent
-    report = Report(Place(f"{path}:1", 1, directory))
-    data = read_document(path, directory, report)
-    _lay_over(data, overrides, (), origins, report)
-    return _validate(data, report)
+    return _finished(*_read(path, overrides, origins))
+
+
+def draft_file(path: str) -> Draft:
+    """What is in the file at `path`, right or wrong. Raises ConfigError where nothing can be read at all."""
+    data, report = _read(path)
+    complete = _validate(data, report)
+    if complete is not None:
+        return Draft(complete, tuple(range(len(complete.certificates))), (), report.where)
+    positions, config = _usable(data)
+    return Draft(config, positions, tuple(report.problems()), report.where)
 
 
 def load_options(values: Mapping[str, Any], origins: Mapping[str, str] = _NONE) -> Config:
@@ -47,19 +68,69 @@ def load_options(values: Mapping[str, Any], origins: Mapping[str, str] = _NONE) 
     report = Report(_option((), origins))
     data: dict[str, Any] = {}
     _lay_over(data, values, (), origins, report)
-    return _validate(data, report)
+    return _finished(data, report)
 
 
-def _validate(data: dict[str, Any], report: Report) -> Config:
+# Private
+
+
+def _read(
+    path: str, overrides: Mapping[str, Any] = _NONE, origins: Mapping[str, str] = _NONE
+) -> tuple[dict[str, Any], Report]:
+    directory = Directory.cwd() / Directory(path).parent
+    report = Report(Place(f"{path}:1", 1, directory))
+    data = read_document(path, directory, report)
+    _lay_over(data, overrides, (), origins, report)
+    return data, report
+
+
+def _finished(data: dict[str, Any], report: Report) -> Config:
+    config = _validate(data, report)
+    if config is None:
+        raise ConfigError(report.problems())
+    return config
+
+
+def _validate(data: dict[str, Any], report: Report) -> Config | None:
+    """The configuration; None if `report` has problems."""
     _resolve_file_names(data, report)
     config: Config | None = None
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         report.explain(error)
-    report.finish()
-    assert config is not None
-    return config
+        report.contradict(contradictions_in(data))
+    return None if report.problems() else config
+
+
+def _usable(data: Mapping[str, Any]) -> tuple[tuple[int, ...], Config]:
+    """The keys that are right alone, and where in the file its certificates stand."""
+    entries = data.get("certificates")
+    entries = entries if isinstance(entries, list) else []
+    certificates = {index: _right(Certificate, entry) for index, entry in enumerate(entries)}
+    bots = data.get("upstreams")
+    upstreams = {
+        name: _right(Upstream, bot) for name, bot in (bots if isinstance(bots, dict) else {}).items()
+    }
+    values = {
+        key: _right(Annotated[field.annotation, *field.metadata], data[key])
+        for key, field in Config.model_fields.items()
+        if key in data and key not in ("certificates", "upstreams")
+    }
+    right = {key: value for key, value in values.items() if value is not None}
+    return tuple(index for index, each in certificates.items() if each), Config.model_construct(
+        **right,
+        certificates=tuple(each for each in certificates.values() if each),
+        upstreams={name: each for name, each in upstreams.items() if each},
+    )
+
+
+def _right(kind: Any, value: object) -> Any:
+    """`value` as the schema has it; None if it is wrong."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return None
 
 
 def _resolve_file_names(data: dict[str, Any], report: Report) -> None:

@@ -9,8 +9,8 @@ receives its own section, never the whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from botproxy.config.conflicts import astray, loops, refuse, repeated, unreachable
+from botproxy.config.conflicts import contradictions
 from botproxy.config.units import (
     BodySize,
     Duration,
@@ -126,7 +126,8 @@ class Tls(Section):
     min_version: Literal["1.2", "1.3"] = "1.2"
     """1.3 alone would cut off older webhook senders."""
     strict_sni: Flag = False
-    """Refuse unknown names (alert unrecognized_name) instead of serving the first certificate."""
+    """Refuse unknown names (alert unrecognized_name), and clients without SNI as well, instead of serving
+    the first certificate."""
 
 
 # Upstreams and routes
@@ -225,15 +226,6 @@ class Headers(Section):
     underscores: Literal["pass", "drop", "refuse"] = "pass"
     """Request header names with `_`. One that reads like a header we set or trust is always refused."""
 
-    @field_validator("set")
-    @classmethod
-    def _each_once(cls, value: dict[str, str]) -> dict[str, str]:
-        seen: dict[str, str] = {}
-        for name in value:
-            if (first := seen.setdefault(name.lower(), name)) != name:
-                raise Refused(Fault("each header once", found=f'"{first}" and "{name}"'))
-        return value
-
 
 # Limits and times
 
@@ -260,7 +252,8 @@ class Limits(Section):
     connections_per_address: Count = 256
     """For each client address (IPv6: each /64); not for `trusted_proxies`."""
     handshakes: Count = 256
-    """TLS handshakes in flight in one worker; more wait in the listen queue."""
+    """TLS handshakes in flight in one worker; above it the oldest that takes more than a second is cut,
+    otherwise new connections wait in the listen queue."""
     waiting: Count = 1000
     """Requests of one worker that wait for an absent bot (503 above it)."""
     rate: RateLimit = RateLimit()
@@ -291,7 +284,7 @@ class Timeouts(Section):
     idle: DurationOrZero = 60.0
     """Between two reads of the bot's response body; 0: none."""
     upstream_keep_alive: Duration = 4.0
-    """Idle connections to the bot; below the 5 s of uvicorn and hypercorn (2 s for gunicorn, always)."""
+    """Idle connections to the bot; below the 5 s of uvicorn and hypercorn (just below 2 s for gunicorn, always)."""
     tunnel: DurationOrZero = 3600.0
     """Silence in a WebSocket; 0: none."""
     drain: DurationOrZero = 25.0
@@ -314,20 +307,12 @@ class Log(Section):
     """The least severe message of the operator log."""
 
 
-_CHECKED = Field(validate_default=True)
-"""Of a default that may contradict what was written."""
-
-
-def _addresses(listens: Sequence[Listen]) -> list[str]:
-    return [listen.address for listen in listens]
-
-
 class Config(Section):
     """The whole configuration of one botproxy."""
 
     listen: tuple[Listen, ...] = (Listen(address=":443"),)
     """TLS listeners."""
-    plain_listen: Annotated[tuple[Listen, ...], _CHECKED] = (Listen(address=":80"),)
+    plain_listen: tuple[Listen, ...] = (Listen(address=":80"),)
     """Clear-text listeners: redirect to https and ACME http-01 files; `[]` turns them off."""
     acme_webroot: FileName | None = None
     """Directory of `certbot --webroot`; its `.well-known/acme-challenge/` is served on `plain_listen`."""
@@ -342,11 +327,11 @@ class Config(Section):
     """Pairs of `chain` and `key`; the first serves clients that name no host or an unknown one."""
     tls: Tls = Tls()
     """What is spoken on `listen`."""
-    upstreams: Annotated[dict[UpstreamName, Upstream], Field(min_length=1), _CHECKED] = {
+    upstreams: Annotated[dict[UpstreamName, Upstream], Field(min_length=1)] = {
         "bot": Upstream(url="http://127.0.0.1:8000")
     }
     """The bots by name; the name stands in logs and metrics."""
-    routes: Annotated[tuple[Route, ...], Field(min_length=1), _CHECKED] = (Route(),)
+    routes: Annotated[tuple[Route, ...], Field(min_length=1)] = (Route(),)
     """Tried in this order; by default every request goes to the only upstream."""
     headers: Headers = Headers()
     """What is added to responses."""
@@ -361,55 +346,38 @@ class Config(Section):
     admin: AdminSocket | None = None
     """Socket of `botproxy health`, `unix:/path`; in `state_dir` by default, `off` for none."""
 
-    # Contradictions are checked key by key, so that a mistake elsewhere hides none of them.
-
     @field_validator("listen", "plain_listen", mode="before")
     @classmethod
     def _is_list(cls, value: object) -> object:
         if not isinstance(value, list | tuple):
             address = isinstance(value, str) and re.fullmatch(ADDRESS_PATTERN, value)
-            hint = f'write ["{value}"]' if address else address_hint(value)
-            raise Refused(Fault('a list of addresses like [":443"]', hint=hint))
+            hint = f'write "{value}"' if address else address_hint(value)
+            listed = re.sub(r'("[^"]+")$', r"[\1]", hint) if hint else None
+            raise Refused(Fault('a list of addresses like [":443"]', hint=listed))
         return value
 
     @field_validator("listen")
     @classmethod
-    def _listens_once(cls, value: tuple[Listen, ...]) -> tuple[Listen, ...]:
+    def _listens(cls, value: tuple[Listen, ...]) -> tuple[Listen, ...]:
         if not value:
             raise Refused(Fault('at least one address like ":443"'))
-        refuse(repeated(("listen", _addresses(value))))
         return value
 
-    @field_validator("plain_listen")
-    @classmethod
-    def _plain_listens_elsewhere(cls, value: tuple[Listen, ...], info: ValidationInfo) -> tuple[Listen, ...]:
-        listen = info.data.get("listen", ())
-        refuse(repeated(("plain_listen", _addresses(value)), ("listen", _addresses(listen))))
-        return value
-
-    @field_validator("acme_webroot")
-    @classmethod
-    def _acme_needs_plain(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("plain_listen") == ():
-            raise Refused(Fault("an address in `plain_listen`, where these files are served", found="none"))
-        return value
-
-    @field_validator("upstreams")
-    @classmethod
-    def _upstreams_elsewhere(cls, value: dict[str, Upstream], info: ValidationInfo) -> dict[str, Upstream]:
-        listening = [(key, _addresses(info.data.get(key, ()))) for key in ("listen", "plain_listen")]
-        refuse(loops({name: upstream.target for name, upstream in value.items()}, *listening))
-        return value
-
-    @field_validator("routes")
-    @classmethod
-    def _routes_lead_somewhere(cls, value: tuple[Route, ...], info: ValidationInfo) -> tuple[Route, ...]:
-        faults = unreachable([(route.hosts, route.path) for route in value])
-        if "upstreams" in info.data:
-            faults += astray([route.upstream for route in value], list(info.data["upstreams"]))
-        refuse(faults)
-        return value
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Config:
+        if faults := contradictions(self.model_dump(include=_JUDGED)):
+            raise Refused(*faults)
+        return self
 
     def upstream_of(self, route: Route) -> str:
         """Name of the upstream that serves `route`."""
         return route.upstream or next(iter(self.upstreams))
+
+
+_JUDGED: Final = {"listen", "plain_listen", "acme_webroot", "upstreams", "routes", "headers"}
+
+
+def contradictions_in(document: Mapping[str, object]) -> list[Fault]:
+    """What contradicts in a document that is wrong elsewhere, too; what it leaves out has its default."""
+    defaults = Config.model_construct(certificates=()).model_dump(include=_JUDGED)
+    return contradictions({**defaults, **document})

@@ -60,10 +60,11 @@ def address_hint(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     text = str(value)
-    if re.fullmatch(r"[0-9]{1,5}", text):
-        return f'write ":{text}"'
-    if re.fullmatch(r"[0-9]{1,5}:[0-9]{1,5}", text):
-        return f'this is no port mapping; write the port alone: ":{text.partition(":")[0]}"'
+    if match := re.fullmatch(r":?([0-9]{1,5})(:[0-9]{1,5})?", text):
+        if int(match[1]) > 65535:
+            return "ports go up to 65535"
+        mapping = "this is no port mapping; write the port alone:" if match[2] else "write"
+        return f'{mapping} ":{match[1]}"'
     if re.fullmatch(rf"{_NAME}|{_V6}", text):
         return f'add the port: "{text}:443"'
     return None
@@ -229,7 +230,8 @@ _CONNECTION_HEADERS = {
 }
 
 
-def _host(value: str) -> str:
+def route_host(value: str) -> str:
+    """The host in lower case, checked."""
     lowered = value.lower().removesuffix(".")
     if not value.isascii() or not _HOST.fullmatch(lowered):
         raise Refused(
@@ -247,7 +249,8 @@ def _host_hint(value: str) -> str | None:
     return f'write "{match[1]}"' if match else None
 
 
-def _route_path(value: str) -> str:
+def route_path(value: str) -> str:
+    """The path, checked."""
     if not _ROUTE_PATH.fullmatch(value):
         raise Refused(
             Fault('a path like "/telegram": from the root, without %, ?, #, backslash, "//" or dot segments')
@@ -255,13 +258,15 @@ def _route_path(value: str) -> str:
     return value
 
 
-def _upstream_name(value: str) -> str:
+def upstream_name(value: str) -> str:
+    """The name, checked."""
     if not _UPSTREAM_NAME.fullmatch(value):
         raise Refused(Fault('a name of letters, digits, "_", "-" and "."'))
     return value
 
 
-def _header_name(value: str) -> str:
+def header_name(value: str) -> str:
+    """The name of a response header, checked."""
     if not _HEADER_NAME.fullmatch(value):
         raise Refused(Fault('a header name of letters, digits and "-"'))
     if value.lower() in _CONNECTION_HEADERS:
@@ -301,7 +306,9 @@ def _file_name(value: str) -> str:
 def _workers(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 64):
         return value
-    raise Refused(Fault('"auto" or a number from 1 to 64'))
+    number = isinstance(value, str) and re.fullmatch(r"[1-9]|[1-5][0-9]|6[0-4]", value)
+    hint = f"write {value}, without quotes" if number else None
+    raise Refused(Fault('"auto" or a number from 1 to 64', hint=hint))
 
 
 def _admin_socket(value: object) -> str:
@@ -309,7 +316,8 @@ def _admin_socket(value: object) -> str:
         return "off"
     if isinstance(value, str) and (value == "off" or _SOCKET.fullmatch(value)):
         return value
-    raise Refused(Fault('"unix:/path/to.sock" or "off"'))
+    path = isinstance(value, str) and _SOCKET.fullmatch(f"unix:{value}")
+    raise Refused(Fault('"unix:/path/to.sock" or "off"', hint=f'write "unix:{value}"' if path else None))
 
 
 # Types of fields
@@ -321,10 +329,10 @@ TrustedCidr = Annotated[
 ]
 Address = Annotated[str, BeforeValidator(listen_address), _text(f"{_ADDRESS.pattern}|{_INHERITED.pattern}")]
 Url = Annotated[str, AfterValidator(_url), _text(f"{_URL.pattern}|{_SOCKET.pattern}"), Mark.SECRET]
-Host = Annotated[str, AfterValidator(_host), _text(r"[!-~]+")]
-RoutePath = Annotated[str, AfterValidator(_route_path), _text(_ROUTE_PATH.pattern), Mark.SECRET]
-UpstreamName = Annotated[str, AfterValidator(_upstream_name), _text(_UPSTREAM_NAME.pattern)]
-HeaderName = Annotated[str, AfterValidator(_header_name), _text(_HEADER_NAME.pattern)]
+Host = Annotated[str, AfterValidator(route_host), _text(r"[!-~]+")]
+RoutePath = Annotated[str, AfterValidator(route_path), _text(_ROUTE_PATH.pattern), Mark.SECRET]
+UpstreamName = Annotated[str, AfterValidator(upstream_name), _text(_UPSTREAM_NAME.pattern)]
+HeaderName = Annotated[str, AfterValidator(header_name), _text(_HEADER_NAME.pattern)]
 HeaderValue = Annotated[str, AfterValidator(_header_value), Mark.SECRET]
 Account = Annotated[str, AfterValidator(_account), _text(_ACCOUNT.pattern)]
 FileName = Annotated[str, AfterValidator(_file_name), Mark.SECRET, Mark.FILE]

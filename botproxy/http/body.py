@@ -17,6 +17,8 @@ EXTENSIONS_LIMIT = 16 * 1024
 """All extensions of one body (the drip attack of CVE-2023-39326)."""
 TRAILERS_LIMIT = 16 * 1024
 TRAILER_FIELDS_LIMIT = 100
+TINY = 16
+"""Bytes; a chunk of fewer costs more to read than to send."""
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t -~\x80-\xff])*"'
@@ -91,8 +93,12 @@ class CloseDecoder:
 class ChunkedDecoder:
     """A body in the chunked coding."""
 
-    def __init__(self) -> None:
+    def __init__(self, tiny_chunks: int | None = None) -> None:
+        """`tiny_chunks`: how many chunks may be tiny before their average size counts; None: all."""
         self.done = False
+        self._tiny_chunks = tiny_chunks
+        self._chunks = 0
+        self._content = 0
         self._pending = b""
         self._left = 0
         self._in_chunk = False
@@ -158,6 +164,10 @@ class ChunkedDecoder:
         if self._extensions > EXTENSIONS_LIMIT:
             raise BodyError("too many chunk extensions")
         self._left = int(match[1], 16)
+        self._chunks += 1
+        self._content += self._left
+        if self._tiny_chunks is not None and self._chunks > self._tiny_chunks + self._content / TINY:
+            raise BodyError("too many tiny chunks")
         if self._left:
             self._in_chunk = True
         else:

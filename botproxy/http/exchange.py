@@ -25,6 +25,9 @@ from botproxy.reasons import REASONS
 
 HELD_LIMIT = 16 * 1024
 """Response bytes held back at most; one TLS record."""
+TINY_CHUNKS = 10_000
+"""Chunks of an upload that may be as small as one byte; from there on they must be 16 bytes on average,
+because each costs us a hundred times what it costs its sender."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +47,20 @@ class Exchange:
     """A request that has a head (None: it was refused), and its response."""
 
     __slots__ = (
-        "_body_started",
         "_chunked",
         "_continued",
+        "_counted",
         "_decoder",
         "_flushed",
         "_held",
         "_held_size",
+        "_in_grace",
         "_loop",
         "_may_keep",
         "_settings",
+        "_waited",
         "_without_body",
+        "accept",
         "client_gone",
         "finished",
         "head",
@@ -71,12 +77,15 @@ class Exchange:
         loop: asyncio.AbstractEventLoop,
         head: RequestHead | None,
         record: Record,
+        accept: bytes,
         *,
         may_keep: bool,
     ) -> None:
+        """`accept`: what the client can read, also of a head that was refused."""
         self.stream = stream
         self.head = head
         self.record = record
+        self.accept = accept
         self.client_gone = False
         """The client left; the task that serves it is being cancelled."""
         self.responded = False
@@ -88,7 +97,9 @@ class Exchange:
         self._loop = loop
         self._may_keep = may_keep and head is not None and head.keep_alive
         self._decoder = _decoder(head)
-        self._body_started = 0.0
+        self._waited = 0.0
+        self._counted = 0
+        self._in_grace = True
         self._continued = False
         self._held: list[bytes] = []
         self._held_size = 0
@@ -132,24 +143,36 @@ class Exchange:
         Raises BodyTimeout when it stops or drips, BodyTooLarge, BadRequest, ClientGone.
         """
         timeouts = self._settings.timeouts
-        if not self._body_started:
-            self._body_started = self._loop.time()
         while not self.body_complete:
-            now = self._loop.time()
-            elapsed = now - self._body_started
-            if too_slow(self.record.bytes_in, elapsed, timeouts.body_grace, self._settings.limits.body_rate):
-                raise errors.BodyTimeout("the body arrives too slowly")
+            self._check_rate(timeouts.body_grace)
+            began = self._loop.time()
             try:
-                data = await self.stream.read(now + timeouts.body)
+                data = await self.stream.read(began + timeouts.body)
             except StreamTimeout:
                 raise errors.BodyTimeout from None
             except StreamClosed:
                 raise errors.ClientGone("inside the request body") from None
             if not data:
                 raise errors.ClientGone("inside the request body")
+            self._waited += self._loop.time() - began
             if content := self._decode(data):
                 return content
         return b""
+
+    def _check_rate(self, span: float) -> None:
+        """Each span of waiting for the client but the first must have brought enough.
+
+        Spans, because an average would let one large piece pay for hours of dripping; waiting for the
+        client alone, because a bot that is slow to take the body is not the client's fault.
+        """
+        if self._waited < span:
+            return
+        received = self.record.bytes_in - self._counted
+        if self._in_grace:
+            self._in_grace = False
+        elif too_slow(received, self._waited, self._settings.limits.body_rate):
+            raise errors.BodyTimeout("the body arrives too slowly")
+        self._counted, self._waited = self.record.bytes_in, 0.0
 
     def _decode(self, data: bytes) -> bytes:
         assert self._decoder is not None
@@ -273,5 +296,5 @@ def _decoder(head: RequestHead | None) -> Decoder | None:
     if head is None:
         return None
     if head.chunked:
-        return ChunkedDecoder()
+        return ChunkedDecoder(tiny_chunks=TINY_CHUNKS)
     return LengthDecoder(head.content_length) if head.content_length else None

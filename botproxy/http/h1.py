@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from time import monotonic
 from typing import Protocol
 
@@ -26,6 +27,9 @@ LEADING_CRLF_LIMIT = 2
 HALF_CLOSE_PATIENCE = 0.5
 """Seconds without a byte moving after which a client that closed its side counts as gone. A FIN alone
 cannot tell a client that left from one that only finished sending."""
+
+_REQUEST_LINE = re.compile(rb"([A-Z]{1,32}) ([!-~]{1,8192}) HTTP/")
+_ACCEPT = re.compile(rb"^accept:([^\r\n]{0,1024})", re.IGNORECASE | re.MULTILINE)
 
 
 class Kept(Protocol):
@@ -69,6 +73,7 @@ class ClientConnection:
         self._waiting_for_request = False
         self._oldest = loop.time() + settings.limits.connection_age * random.uniform(0.9, 1.1)
         self._exchange: Exchange | None = None
+        self._raw_head = b""
         self._watched: Exchange | None = None
         """The exchange whose client closed its side."""
         stream.set_write_patience(settings.timeouts.write)
@@ -127,6 +132,7 @@ class ClientConnection:
         except errors.ClientError as error:
             refusal = error
         exchange = self._exchange = self._make_exchange(head, started)
+        self._raw_head = b""
         if refusal is not None:
             self._application.refuse(exchange, refusal)
             return False
@@ -154,14 +160,16 @@ class ClientConnection:
             first_on_connection=self.served == 1,
         )
         if head is not None:
-            record.method = head.method
-            record.target = head.target
+            record.method, record.target = head.method, head.target
+        elif line := _REQUEST_LINE.match(self._raw_head):
+            record.method, record.target = line[1], line[2]
         may_keep = (
             not self.draining
             and self.served < self._settings.limits.requests_per_connection
             and self._loop.time() < self._oldest
         )
-        return Exchange(self.stream, self._settings, self._loop, head, record, may_keep=may_keep)
+        accept = _accept_of(head, self._raw_head)
+        return Exchange(self.stream, self._settings, self._loop, head, record, accept, may_keep=may_keep)
 
     # The head
 
@@ -181,6 +189,7 @@ class ClientConnection:
         """Everything up to the blank line; None when the client leaves before it."""
         limits = self._settings.head
         empty_lines = checked = 0
+        self._raw_head = data
         while True:
             while data.startswith(b"\r\n"):
                 empty_lines += 1
@@ -199,6 +208,7 @@ class ClientConnection:
             if not more:
                 return None
             data += more
+            self._raw_head = data
 
     def _cut_head(self, data: bytes, size: int) -> bytes:
         limits = self._settings.head
@@ -233,3 +243,10 @@ class ClientConnection:
         if self._task is not None and not exchange.client_gone and not exchange.finished:
             exchange.client_gone = True
             self._task.cancel()
+
+
+def _accept_of(head: RequestHead | None, raw: bytes) -> bytes:
+    """The Accept fields, joined; of a refused head as far as they can be found in its bytes."""
+    if head is None:
+        return b",".join(_ACCEPT.findall(raw))
+    return b",".join([value for lower, _, value in head.fields if lower == b"accept"])

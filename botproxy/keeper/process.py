@@ -19,7 +19,6 @@ import ssl
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 
 from botproxy.config.schema import Config
 from botproxy.config.state import admin_socket, make_state_dir
@@ -75,7 +74,6 @@ def run(
 
 
 def _be_the_keeper() -> None:
-    Path("/proc/self/comm").write_text("botproxy-keeper")
     os.umask(0o077)
     # What the supervisor does about its signals is not ours. Ctrl-C and a lost terminal reach the
     # whole group; the supervisor answers them, and stops us when it does not need us any more.

@@ -29,10 +29,11 @@ WRITE_HIGH = 128 * 1024
 """Unsent bytes above which `drain` waits. With the largest single write (one read of the other side and
 its chunk framing) the buffer stays below 256 KiB."""
 WRITE_LOW = 32 * 1024
-LINGER_BYTES = 256 * 1024
-"""What a peer may still send after our last byte before it is cut off; over TLS with its framing, which
-is most of it when the peer sends byte by byte."""
-LINGER_SECONDS = 2.0
+LINGER_SECONDS = 10.0
+"""How long a peer may go on sending after our last byte. A peer that sends everything before it reads
+(Python's http.client does) would lose the answer to a reset."""
+LINGER_PAUSE = 2.0
+"""A peer silent for this long has nothing more to send."""
 
 
 class StreamTimeout(Exception):
@@ -344,13 +345,9 @@ class SocketStream:
             self.shut()
 
     async def _linger(self) -> None:
-        deadline = self._loop.time() + LINGER_SECONDS
-        taken = 0
-        while taken <= LINGER_BYTES:
-            data = await self.read(deadline)
-            if not data:
-                return
-            taken += len(data)
+        end = self._loop.time() + LINGER_SECONDS
+        while await self.read(min(end, self._loop.time() + LINGER_PAUSE)):
+            pass
 
     def shut(self) -> None:
         """Close the socket now; what the kernel already holds is still delivered."""
@@ -374,6 +371,10 @@ class SocketStream:
             except OSError:
                 pass  # already disconnected: there is nobody to reset
             self.shut()
+
+    def peer_alert(self) -> str | None:
+        """The TLS alert with which the peer broke the connection; a bare socket has none."""
+        return None
 
     @property
     def closed(self) -> bool:

@@ -56,11 +56,19 @@ _OURS = frozenset(
         b"forwarded",
         b"forwarded-for",
         b"x-real-ip",
+        b"cf-connecting-ip",
+        b"client-ip",
+        b"fastly-client-ip",
+        b"front-end-https",
+        b"true-client-ip",
         b"x-client-ip",
         b"x-cluster-client-ip",
         b"x-request-id",
+        b"x-proxyuser-ip",
         b"x-request-start",
         b"x-rewrite-url",
+        b"x-scheme",
+        b"x-url-scheme",
     }
 )
 _OUR_FAMILIES = (b"x-forwarded", b"x-original-")

@@ -42,9 +42,6 @@ def address_key(address: str) -> bytes:
     return parsed.packed[:8]
 
 
-def too_slow(received: int, elapsed: float, grace: float, rate: float) -> bool:
-    """Whether an upload is below `rate` bytes per second, counted from `grace` seconds on (0: no rate).
-
-    Apache's mod_reqtimeout: `grace` seconds are free, and every `rate` bytes buy one more.
-    """
-    return received < rate * (elapsed - grace)
+def too_slow(received: int, waited: float, rate: float) -> bool:
+    """Whether `received` bytes in `waited` seconds are below `rate` bytes per second (0: no rate)."""
+    return received < rate * waited

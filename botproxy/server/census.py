@@ -9,10 +9,12 @@ lock: a lost race admits one request too many, never one too few for ever.
 
 from __future__ import annotations
 
+import math
 import mmap
 import time
 from collections.abc import Sequence
 
+from botproxy import errors
 from botproxy.config.schema import RateLimit
 from botproxy.policy.limits import address_key, admit
 
@@ -67,13 +69,18 @@ class SharedLimiter:
     def __init__(self, overall: RateLimit, routes: Sequence[RateLimit]) -> None:
         self._rules = [_Rule(limit) for limit in (overall, *routes)]
 
-    def admit(self, address: str, route: int) -> float | None:
-        """None, or after how many seconds another request may come. `route`: index in the configuration."""
+    def admit(self, address: str, route: int) -> None:
+        """Count a request for the route with this index in the configuration.
+
+        Raises RateLimited, RouteRateLimited with the seconds after which another may come.
+        """
         now = time.monotonic()
-        for rule in (self._rules[0], self._rules[route + 1]):
+        for rule, refusal in (
+            (self._rules[0], errors.RateLimited),
+            (self._rules[route + 1], errors.RouteRateLimited),
+        ):
             if rule.is_on and (wait := rule.admit(address, now)) is not None:
-                return wait
-        return None
+                raise refusal(retry_after=max(1, math.ceil(wait)))
 
 
 class _Rule:

@@ -72,14 +72,14 @@ class Plain:
         """The content of a challenge file; only plain files directly in the directory, never a link out."""
         token = target.removeprefix(CHALLENGE_PATH)
         if self._webroot is None or not _TOKEN.fullmatch(token):
-            raise errors.NotFound
+            raise errors.NoChallenge
         try:
             fd = os.open(self._webroot / token.decode("ascii"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
-            raise errors.NotFound from None
+            raise errors.NoChallenge from None
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise errors.NotFound
+                raise errors.NoChallenge
             return os.read(fd, CHALLENGE_LIMIT)
         finally:
             os.close(fd)
@@ -108,7 +108,7 @@ class Plain:
 
     def _fail(self, exchange: Exchange, error: errors.ProxyError) -> None:
         exchange.record.error, exchange.record.detail = error.code, error.detail
-        status, fields, body = refusals.render(error, exchange.record.id, None)
+        status, fields, body = refusals.render(error, exchange.record.id, exchange.accept)
         self._send(exchange, status, fields, body)
 
     def _send(self, exchange: Exchange, status: int, fields: list[Field], body: bytes) -> None:

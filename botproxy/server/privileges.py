@@ -72,8 +72,13 @@ def drop(account: Account | None) -> None:
 
 
 def name_process(name: str) -> None:
-    """What `ps` shows; at most 15 bytes."""
+    """What `ps` shows: the process name (at most 15 bytes), and the command line in its place."""
     Path("/proc/self/comm").write_text(name)
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5)
+    if end - start > len(name):
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, name.encode("ascii"), len(name))
 
 
 def raise_descriptor_limit() -> int:
@@ -83,6 +88,6 @@ def raise_descriptor_limit() -> int:
     return hard
 
 
-def connections_within(descriptors: int) -> int:
-    """How many client connections `descriptors` open files allow: each may need one to the bot."""
-    return max(1, (descriptors - RESERVED_DESCRIPTORS) // 2)
+def connections_within(descriptors: int, upstreams: int) -> int:
+    """How many client connections `descriptors` open files allow: each may need one to every bot."""
+    return max(1, (descriptors - RESERVED_DESCRIPTORS) // (1 + upstreams))

@@ -18,15 +18,17 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from botproxy import errors
 from botproxy.config.schema import Config, Network
 from botproxy.http.exchange import Settings, status_line
 from botproxy.http.h1 import Application, ClientConnection
-from botproxy.model import Peer, Record, TlsInfo, make_field
+from botproxy.model import Peer, Record, TlsInfo
 from botproxy.net import proxy_protocol
 from botproxy.net.deadlines import Deadlines
 from botproxy.net.readiness import Readiness
 from botproxy.net.stream import SocketStream
-from botproxy.policy.headers import TowardClient
+from botproxy.policy import refusals
+from botproxy.policy.headers import TowardBot, TowardClient
 from botproxy.server.census import Census
 from botproxy.server.listener import Listener
 from botproxy.server.sockets import Bound
@@ -35,13 +37,10 @@ from botproxy.tls.context import Served
 
 logger = logging.getLogger(__name__)
 
+SLOW_HANDSHAKE = 1.0
+"""Seconds after which an unfinished handshake must make room for a new one when there are too many."""
 SHED_AT_ONCE = 64
 """Idle connections closed when descriptors run out."""
-_PLAIN_HTTP = b"botproxy: this port speaks TLS; use an https:// address\n"
-_PLAIN_HTTP_FIELDS = [
-    make_field(b"Content-Type", b"text/plain; charset=utf-8"),
-    make_field(b"Cache-Control", b"no-store"),
-]
 
 
 class Refused(Exception):
@@ -74,13 +73,16 @@ class Reception:
         self._log_handshake = log_handshake
         self._timeouts = config.timeouts
         self._trusted = config.trusted_proxies
-        self._toward_client = TowardClient(config)
+        self._toward_bot, self._toward_client = TowardBot(config), TowardClient(config)
         self._handshake_limit = config.limits.handshakes
         self._settings = Settings.of(config.limits, config.timeouts)
         self._listeners: list[Listener] = []
+        self._tls_listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[ClientConnection] = set()
-        self._handshakes = 0
+        self._shaking: dict[asyncio.Task[None], float] = {}
+        """TLS connections without a finished handshake, oldest first, and since when."""
+        self._make_room_later: asyncio.TimerHandle | None = None
         self._draining = False
         self.refused = 0
         """Connections closed at once because of a cap."""
@@ -96,17 +98,21 @@ class Reception:
 
             listener = Listener(bound.sock, self._loop, arrive, self._shed)
             self._listeners.append(listener)
+            if bound.tls:
+                self._tls_listeners.append(listener)
             listener.start()
 
     def _arrive(self, bound: Bound, sock: socket.socket, address: Any) -> None:
-        if bound.tls:
-            self._count_handshake(1)  # from here on, so that one burst of accepts cannot pass the cap
         task = self._loop.create_task(self._serve(bound, sock, address))
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        if bound.tls:
+            self._shaking[task] = self._loop.time()
+            self._make_room()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._leave_handshake(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("connection failed", exc_info=error)
 
@@ -116,17 +122,20 @@ class Reception:
         entered = False
         try:
             try:
-                if _within(peer.address, bound.proxy_protocol_from):
-                    peer = await self._read_proxy_header(sock, peer)
-                exempt = peer.trusted
+                speaks_for_others = _within(peer.address, bound.proxy_protocol_from)
+                exempt = peer.trusted or speaks_for_others
                 entered = self._census.enter(self._slot, peer.address, exempt=exempt)
+                if entered and speaks_for_others:
+                    balancer, peer = peer, await self._read_proxy_header(sock, peer)
+                    self._census.leave(self._slot, balancer.address, exempt=True)
+                    exempt = peer.trusted
+                    entered = self._census.enter(self._slot, peer.address, exempt=exempt)
                 if not entered:
                     self.refused += 1
                     raise Refused
                 stream, info = await self._secure(bound, sock, peer)
             finally:
-                if bound.tls:
-                    self._count_handshake(-1)
+                self._leave_handshake(asyncio.current_task())
             await self._run(bound, peer, stream, info)
         except (Refused, TimeoutError, OSError):
             pass  # scans, silence, resets: a line for each would let anybody fill the log
@@ -155,6 +164,10 @@ class Reception:
             await connection.run()
         finally:
             self._connections.discard(connection)
+            if not connection.served and (alert := stream.peer_alert()) is not None:
+                sni = info.sni if info is not None else None
+                failure = tls.HandshakeFailed("refused_by_peer", alert=alert, sni=sni)
+                self._log_handshake(peer.address, failure, info.handshake if info is not None else 0.0)
 
     # Before TLS
 
@@ -216,27 +229,46 @@ class Reception:
             hsts=isinstance(served, Served) and served.hsts,
         )
 
-    def _count_handshake(self, change: int) -> None:
-        """Above the cap new connections wait in the kernel's queue: handshakes are the expensive part."""
-        was_full = self._handshakes >= self._handshake_limit
-        self._handshakes += change
-        is_full = self._handshakes >= self._handshake_limit
-        if is_full != was_full:
-            for listener in self._listeners:
-                if is_full:
-                    listener.pause()
-                else:
-                    listener.start()
+    def _make_room(self) -> None:
+        """At the cap on handshakes the oldest slow one ends; while none is slow, new ones wait in the queue.
+
+        So a crowd that comes at once is only delayed, and clients that say nothing keep nobody out.
+        """
+        self._make_room_later = None
+        now = self._loop.time()
+        while len(self._shaking) >= self._handshake_limit:
+            task, since = next(iter(self._shaking.items()))
+            if now - since < SLOW_HANDSHAKE:
+                self._make_room_later = self._loop.call_later(SLOW_HANDSHAKE - (now - since), self._make_room)
+                break
+            del self._shaking[task]
+            task.cancel()
+        self._accept_tls(len(self._shaking) < self._handshake_limit)
+
+    def _leave_handshake(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None and self._shaking.pop(task, None) is not None:
+            self._accept_tls(len(self._shaking) < self._handshake_limit)
+
+    def _accept_tls(self, accepting: bool) -> None:
+        for listener in self._tls_listeners:
+            if accepting:
+                listener.start()
+            else:
+                listener.pause()
 
     async def _answer_plain_http(self, sock: socket.socket, peer: Peer, started: float) -> None:
+        error = errors.PlainHttp()
+        record = Record(
+            id=self._toward_bot.request_id(peer, []), peer=peer, client=peer.address, started=started
+        )
+        record.status, fields, body = refusals.render(error, record.id, None)
+        record.error, record.bytes_out = error.code, len(body)
+        block = self._toward_client(fields, tls_hsts=False, host="")
         stream = SocketStream(sock, self._loop, self._deadlines)
-        block = self._toward_client(_PLAIN_HTTP_FIELDS, tls_hsts=False, host="")
         stream.write(
             b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-            % (status_line(400), block, len(_PLAIN_HTTP), _PLAIN_HTTP)
+            % (status_line(record.status), block, len(body), body)
         )
-        record = Record(id="", peer=peer, client=peer.address, started=started)
-        record.status, record.error = 400, "plain_http"
         record.total = monotonic() - started
         self._log(record)
         await stream.close(linger=True)

@@ -106,7 +106,7 @@ class Supervisor:
     def _prepare(self) -> None:
         config = self._config
         privileges.name_process("botproxy-super")
-        allowed = privileges.connections_within(privileges.raise_descriptor_limit())
+        allowed = privileges.connections_within(privileges.raise_descriptor_limit(), len(config.upstreams))
         total = min(config.limits.connections, allowed)
         if total < config.limits.connections:
             logger.warning(
@@ -147,6 +147,7 @@ class Supervisor:
         ends = [ours for ours, _ in self._channels]
 
         def body(link: socket.socket) -> int:
+            privileges.name_process("botproxy-keeper")
             sockets.close_all(self._bounds)
             for _, theirs in self._channels:
                 theirs.close()
@@ -259,6 +260,8 @@ class Supervisor:
             self._selector.unregister(child.link)  # it is about to be reaped
             return
         child.ready = True
+        if self._stopping:
+            return  # told to stop while it was still starting
         if child.slot is None:
             for slot in range(self._workers):
                 self._start_worker(slot)

@@ -95,6 +95,7 @@ class Worker:
             self._handover.stop()
             proxy.close()
             self._lines.close(LAST_LINES)
+            logging.shutdown()  # tells of lines held back; the interpreter's own end never comes here
             errors.close(LAST_LINES)
         return 0
 

@@ -62,7 +62,11 @@ class Dialer:
         deadline = self._loop.time() + self._timeout
         failure: OSError | None = None
         for family, address in self._fixed or await self._resolve(deadline):
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:  # no descriptors left: they come back, and nothing was sent
+                failure = error
+                continue
             try:
                 await self._connect(sock, address, deadline)
                 return await self._wrap(sock, deadline)

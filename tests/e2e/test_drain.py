@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import Bot, status_of
+from tests.harness import Bot, Proxied, free_port, status_of
 from tests.wire import OK, HelloFor, Wire, get, post
 
 MANY = 2000
@@ -350,3 +350,21 @@ def _is_botproxy(pid: int) -> bool:
         )
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("moment", ["certificates are loaded", "serves the certificates"])
+def test_sigterm_while_it_starts_ends_in_order(start: Start, tmp_path: Path, moment: str) -> None:
+    """Also when some workers are ready and others are not."""
+    with Bot() as bot:
+        config = start(bot.url).config | {"workers": 4}
+        for number in range(4):
+            config["listen"] = [f"127.0.0.1:{free_port()}"]
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            front = Proxied(config, directory)
+            front.log.wait_for(lambda line: moment in line)
+            front.terminate()
+            code, log = front.wait(), front.log.join()
+            front.access.join()
+            assert code == 0, log
+            assert not [line for line in log if "Traceback" in line or "level=error" in line], log

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from botproxy.errors import BadRequest
 from botproxy.observe import logs
-from botproxy.observe.writer import LineWriter
+from botproxy.observe.writer import PIPE_BUF, LineWriter
 
 PAIR = r'[A-Za-z_]+=(?:[!#-<>-\[\]-~]+|"(?:[ !#-\[\]-~]|\\["\\nrt]|\\x[0-9a-f]{2}|\\u\{[0-9a-f]+\})*")'
 LINE = re.compile(rf"{PAIR}(?: {PAIR})*\n")
@@ -65,6 +66,20 @@ def test_values_are_escaped_and_capped() -> None:
     line = formatted("x", value='a\nb\r\t"\\\x1b[1m\x00\xe9\u2028\U0001f600', raw=b"\xff\n", empty="")
     assert r'value="a\nb\r\t\"\\\x1b[1m\x00\xe9\u{2028}\u{1f600}" raw="\xff\n" empty=""' in line
     assert len(formatted("x", value="y" * 100_000)) < 2 * logs.VALUE_LIMIT
+
+
+@pytest.mark.parametrize("character", ["\n", "\xe9", "\U0001f600", '"', "\\"])
+def test_no_escape_is_cut_in_two(character: str) -> None:
+    for length in range(logs.VALUE_LIMIT - 12, logs.VALUE_LIMIT + 2):
+        assert formatted("x", value="y" * length + character * 3).count("y") == length - max(
+            0, length - logs.VALUE_LIMIT
+        )
+
+
+def test_a_line_fits_into_one_write_to_a_pipe() -> None:
+    data: dict[str, Any] = {f"value_{letter}": "y" * 400 for letter in "abcdefghijklmnopqrst"}
+    line = formatted("x", **data)
+    assert 3500 < len(line) <= PIPE_BUF
 
 
 @given(st.text(max_size=100), st.one_of(st.text(), st.binary(), st.floats(), st.integers(), st.booleans()))
@@ -129,10 +144,9 @@ def test_setup_sends_to_stderr_what_is_above_the_level(capfd: pytest.CaptureFixt
 
 
 def test_warnings_of_python_are_for_debugging(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.setup("info")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        logging.captureWarnings(True)
+        logs.setup("info")
         warnings.warn("careful", stacklevel=1)
         assert capfd.readouterr().err == ""
         logs.setup("debug")
@@ -165,6 +179,20 @@ def test_a_worker_logs_through_its_writer(capfd: pytest.CaptureFixture[str]) -> 
     with os.fdopen(reading) as pipe:
         assert pipe.read().endswith(' level=info process="worker 3" at=x msg=ready\n')
     assert capfd.readouterr().err == ""
+
+
+def test_lines_that_a_writer_lost_are_told_of_in_the_same_form() -> None:
+    reading, writing = os.pipe()
+    writer = LineWriter(writing, max_pending_bytes=1)
+    logs.setup("info", writer)
+    logging.getLogger("botproxy.x").info("finds no room")
+    assert writer.dropped == 1
+    assert writer.close(5.0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        line = pipe.read()
+    assert LINE.fullmatch(line)
+    assert line.endswith(' level=warning msg="log lines lost" count=1\n')
 
 
 def test_a_closed_stderr_is_no_reason_to_fail() -> None:

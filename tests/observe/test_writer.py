@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from botproxy.observe.writer import PIPE_BUF, LineWriter, write_now
+from botproxy.observe.writer import GATHER, PIPE_BUF, LineWriter, write_now
 
 PATIENCE = 5.0
 
@@ -72,6 +72,17 @@ def test_a_line_arrives_without_being_asked_for(pipe: tuple[int, int]) -> None:
     writer.write(b"one\n")
     assert read_until(pipe[0], b"\n") == b"one\n"
     writer.close(PATIENCE)
+
+
+def test_flushing_does_not_wait_for_company(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("ab") as file:
+        writer = LineWriter(file.fileno())
+        started = time.monotonic()
+        for _ in range(20):
+            writer.write(b"line\n")
+            assert writer.flush(PATIENCE)
+        assert time.monotonic() - started < 10 * GATHER
+        assert writer.close(PATIENCE)
 
 
 def test_lines_gather_for_one_write() -> None:

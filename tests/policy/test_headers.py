@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -190,6 +191,16 @@ def test_what_a_name_means_does_not_depend_on_how_many_were_seen_before() -> Non
     block = policy(head(("X-Forwarded-Late", "1"), ("X-Late", "1")), PEER, PEER.address, b"https", "id")
     assert ("X-Late", "1") in parsed(block)
     assert "X-Forwarded-Late" not in dict(parsed(block))
+
+
+def test_the_names_of_a_flood_are_not_remembered_for_ever() -> None:
+    policy = TowardBot(config())
+    policy(head(*((f"X-First-{number}", "1") for number in range(2000))), PEER, "203.0.113.7", b"https", "id")
+    before = sys.getallocatedblocks()
+    for number in range(50):
+        flood = [(f"X-{number}-{each}", "1") for each in range(100)]
+        policy(head(*flood), PEER, "203.0.113.7", b"https", "id")
+    assert sys.getallocatedblocks() - before < 2000
 
 
 NAMES = st.one_of(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from botproxy import errors
 from botproxy.config.schema import RateLimit
 from botproxy.server.census import Census, SharedLimiter
 
@@ -56,23 +59,28 @@ def test_another_process_sees_the_same_counts() -> None:
 
 def test_each_address_has_its_own_tokens_and_the_route_one_for_all() -> None:
     limiter = SharedLimiter(RateLimit(), [RateLimit(per_address="1/h", total="1/h", burst=2)])
-    assert limiter.admit("1.1.1.1", 0) is None
-    assert limiter.admit("1.1.1.1", 0) is None
-    wait = limiter.admit("1.1.1.1", 0)
-    assert wait is not None
-    assert 3500 < wait <= 3600
-    assert limiter.admit("1.1.1.2", 0) is not None  # the total of the route is spent
+    limiter.admit("1.1.1.1", 0)
+    limiter.admit("1.1.1.1", 0)
+    with pytest.raises(errors.RouteRateLimited) as caught:
+        limiter.admit("1.1.1.1", 0)
+    assert caught.value.retry_after is not None
+    assert 3500 < caught.value.retry_after <= 3600
+    with pytest.raises(errors.RouteRateLimited):
+        limiter.admit("1.1.1.2", 0)  # the total of the route is spent
 
 
 def test_tokens_are_shared_between_processes() -> None:
     limiter = SharedLimiter(RateLimit(per_address="1/h", burst=1), [RateLimit()])
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if limiter.admit("1.1.1.1", 0) is None else 1)
+        limiter.admit("1.1.1.1", 0)
+        os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert limiter.admit("1.1.1.1", 0) is not None
+    with pytest.raises(errors.RateLimited):
+        limiter.admit("1.1.1.1", 0)
 
 
 def test_without_a_rule_nobody_waits() -> None:
     limiter = SharedLimiter(RateLimit(), [RateLimit()])
-    assert all(limiter.admit("1.1.1.1", 0) is None for _ in range(1000))
+    for _ in range(1000):
+        limiter.admit("1.1.1.1", 0)

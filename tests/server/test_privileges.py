@@ -63,5 +63,6 @@ def test_after_the_drop_there_is_no_way_back() -> None:
 
 
 def test_connections_leave_room_for_the_other_side_and_for_ourselves() -> None:
-    assert connections_within(1024) == (1024 - privileges.RESERVED_DESCRIPTORS) // 2
-    assert connections_within(10) == 1
+    assert connections_within(1024, 1) == (1024 - privileges.RESERVED_DESCRIPTORS) // 2
+    assert connections_within(1024, 3) == (1024 - privileges.RESERVED_DESCRIPTORS) // 4
+    assert connections_within(10, 1) == 1
