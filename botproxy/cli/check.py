@@ -5,13 +5,16 @@ but changes nothing and opens no port. Exit code 2: the configuration is wrong;
 1: it is right, and a certificate it names is not; 0: fine, though there may be
 warnings. Text for people, `--json` with stable keys for machines.
 
-Before: `config.load`, `keeper.load`.
+Before: `config.load`, `keeper.load`, `upstream.dial`, `server.privileges`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import pwd
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -19,9 +22,11 @@ import click
 
 from botproxy.cli import report
 from botproxy.cli.verb import Verb
-from botproxy.config.load import load_file
+from botproxy.config.load import Draft, draft_file
 from botproxy.errors import ConfigError, Problem
-from botproxy.keeper.load import load_certificates, prove_certificates
+from botproxy.keeper.load import Located, examine_certificates, prove_certificates
+from botproxy.server.privileges import PrivilegeError, worker_account
+from botproxy.tls.certificates import Certificate
 from botproxy.tls.context import listener_context
 from botproxy.upstream.dial import verifications
 
@@ -87,48 +92,101 @@ def command(config: str, as_json: bool) -> int:
 
 
 def examine(path: str, now: datetime) -> Verdict:
-    """Everything to say about the configuration at `path` and the certificates it names."""
+    """Everything to say about the configuration at `path` and the files it names.
+
+    A mistake in one place hides nothing elsewhere: what is right is examined all the same.
+    """
     try:
-        config = load_file(path)
-        verifications(config.upstreams)
+        draft = draft_file(path)
     except ConfigError as wrong:
         return Verdict(CONFIGURATION_WRONG, tuple(wrong.problems), ())
-    try:
-        loaded = load_certificates(config, now)
-        prove_certificates(config, loaded, listener_context(config.tls))
-    except ConfigError as wrong:
-        return Verdict(CERTIFICATES_WRONG, tuple(wrong.problems), ())
+    problems = [*draft.problems, *_around(draft)]
+    examined = examine_certificates(draft.config, now, draft.positions)
+    unservable = list(examined.problems)
+    servable = examined.servable()
+    if servable.certificates:
+        try:
+            prove_certificates(draft.config, servable, listener_context(draft.config.tls))
+        except ConfigError as wrong:
+            unservable += wrong.problems
+    files = dict(zip(draft.positions, draft.config.certificates, strict=True))
     entries = tuple(
-        Entry(
-            path=f"certificates[{index}]",
-            file=configured.chain,
-            names=certificate.names,
-            issuer=certificate.issuer,
-            key_type=certificate.key_type,
-            not_before=certificate.not_before.isoformat(),
-            not_after=certificate.not_after.isoformat(),
-            days_left=(certificate.not_after - now).days,
-            fingerprint=certificate.fingerprint,
-            findings=tuple(
-                Remark(
-                    located.finding.rule,
-                    located.finding.severity,
-                    located.finding.sentence,
-                    located.finding.fix,
-                )
-                for located in loaded.findings
-                if located.path == f"certificates[{index}]"
-            ),
-        )
-        for index, (configured, certificate) in enumerate(
-            zip(config.certificates, loaded.certificates, strict=True)
-        )
+        _entry(index, files[index].chain, certificate, examined.findings, now)
+        for index, certificate in examined.certificates
     )
-    failed = any(remark.severity == "error" for entry in entries for remark in entry.findings)
-    return Verdict(CERTIFICATES_WRONG if failed else FINE, (), entries)
+    failed = unservable or any(located.finding.severity == "error" for located in examined.findings)
+    exit_code = CONFIGURATION_WRONG if problems else CERTIFICATES_WRONG if failed else FINE
+    return Verdict(exit_code, (*problems, *unservable), entries)
 
 
 # Private
+
+
+def _around(draft: Draft) -> Iterator[Problem]:
+    """What the configuration expects of this machine, and does not find there."""
+    config = draft.config
+    try:
+        verifications(config.upstreams)
+    except ConfigError as wrong:
+        yield from wrong.problems
+    if config.acme_webroot is not None and not os.path.isdir(config.acme_webroot):
+        found = "something else" if os.path.exists(config.acme_webroot) else "nothing"
+        yield Problem(
+            draft.where(("acme_webroot",)),
+            "acme_webroot",
+            f'expected a directory, found {found} at "{config.acme_webroot}"',
+            "name the directory given to certbot --webroot -w, or make it: "
+            f"mkdir -p {shlex.quote(config.acme_webroot)}",
+        )
+    yield from _account(draft)
+
+
+def _account(draft: Draft) -> Iterator[Problem]:
+    """Judged as if started as root, for that is when it counts."""
+    user, where = draft.config.user, draft.where(("user",))
+    if user is None:
+        try:
+            worker_account(None)
+        except PrivilegeError as wrong:
+            says, _, hint = str(wrong).removeprefix("user: ").partition("; ")
+            yield Problem(where, "user", says, hint)
+        return
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        says = f'expected an existing account, found none named "{user}"'
+        yield Problem(where, "user", says, f"create it: useradd --system --no-create-home {user}")
+        return
+    if entry.pw_uid == 0:
+        says = f'expected an account without root rights, found "{user}"'
+        yield Problem(where, "user", says, "name another account, such as nobody")
+
+
+def _entry(
+    index: int, file: str, certificate: Certificate, findings: Sequence[Located], now: datetime
+) -> Entry:
+    path = f"certificates[{index}]"
+    return Entry(
+        path=path,
+        file=file,
+        names=certificate.names,
+        issuer=certificate.issuer,
+        key_type=certificate.key_type,
+        not_before=certificate.not_before.isoformat(),
+        not_after=certificate.not_after.isoformat(),
+        days_left=(certificate.not_after - now).days,
+        fingerprint=certificate.fingerprint,
+        findings=tuple(
+            Remark(
+                located.finding.rule,
+                located.finding.severity,
+                located.finding.sentence,
+                located.finding.fix,
+            )
+            for located in findings
+            if located.path == path
+        ),
+    )
 
 
 def _print_json(verdict: Verdict) -> None:

@@ -112,7 +112,9 @@ def astray(routes: Sequence[object], upstreams: Sequence[str]) -> list[Fault]:
             Fault(
                 f"one of the upstreams {', '.join(known)}",
                 found=f'"{name}"' if name else "none named",
-                hint=f'did you mean "{nearest[0]}"?' if nearest else f"for example: upstream: {known[0]}",
+                hint=f'did you mean "{nearest[0]}"?'
+                if nearest
+                else f"name one in the route: `upstream: {known[0]}`",
                 at=("routes", index, "upstream"),
                 against=("upstreams",),
             )

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from botproxy.config.examples import example
 from botproxy.config.keys import dotted, is_secret, meaning, name, names_at
 from botproxy.config.units import Fault, Path, Refused
-from botproxy.errors import Problem
+from botproxy.errors import ConfigError, Problem
 
 _SHOWN = 40
 """Characters of a value that are worth showing."""
@@ -80,6 +80,11 @@ class Report:
         """Everything that was added, in the order of the file."""
         return sorted(self._problems, key=self._problems.__getitem__)
 
+    def finish(self) -> None:
+        """Raises ConfigError with all of them, if there are any."""
+        if self._problems:
+            raise ConfigError(self.problems())
+
     def where(self, path: Path) -> str:
         """Where `path`, or the nearest thing around it, was written."""
         return self.places[self._written(path)].where
@@ -104,7 +109,7 @@ class Report:
         written = place.written if place else None
         secret = is_secret(path)
         found = fault.found or describe(value, written, secret=secret)
-        hint = fault.hint or (None if secret else _yaml_hint(value, written, fault.expected))
+        hint = fault.hint or (None if secret else _yaml_hint(value, written, fault.expected, path))
         return replace(fault, found=found, hint=hint)
 
 
@@ -136,9 +141,11 @@ def _quoted(text: str) -> str:
     return json.dumps(shown)
 
 
-def _yaml_hint(value: object, written: str | None, expected: str) -> str | None:
+def _yaml_hint(value: object, written: str | None, expected: str, path: Path) -> str | None:
     if isinstance(value, bool) and written and written.lower() not in ("true", "false"):
-        return f"YAML reads {written} as {str(value).lower()}; if text is meant, write it in quotes"
+        quotable = expected == "text" or f'"{written}"' in expected
+        instead = "if text is meant, write it in quotes" if quotable else f"for example: {example(path)}"
+        return f"YAML reads {written} as {str(value).lower()}; {instead}"
     if isinstance(value, int | float) and written and f'"{written}"' in expected:
         return f'write it in quotes: "{written}"'
     return None
@@ -162,7 +169,8 @@ def _faults(detail: ErrorDetails, path: Path) -> Iterable[Fault]:
             return [_unknown(str(path[-1]), names_at(path[:-1]))]
         case "literal_error":
             options = str(context["expected"]).replace("'", '"')
-            nearest = _nearest(value, options.split('"')[1::2]) if isinstance(value, str) else None
+            word = isinstance(value, str) and value[:1].isalpha()  # numbers are never meant so
+            nearest = _nearest(value, options.split('"')[1::2]) if word else None
             return [Fault(options, hint=nearest)]
         case "dict_type" | "model_type":
             names = names_at(path)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as Directory
 from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import Any, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,7 +24,7 @@ from botproxy.config.explain import Place, Report
 from botproxy.config.keys import dotted, is_file
 from botproxy.config.schema import Certificate, Config, Upstream, contradictions_in
 from botproxy.config.units import Path
-from botproxy.errors import ConfigError, Problem
+from botproxy.errors import Problem
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -86,8 +86,8 @@ def _read(
 
 def _finished(data: dict[str, Any], report: Report) -> Config:
     config = _validate(data, report)
-    if config is None:
-        raise ConfigError(report.problems())
+    report.finish()
+    assert config is not None
     return config
 
 
@@ -112,9 +112,10 @@ def _usable(data: Mapping[str, Any]) -> tuple[tuple[int, ...], Config]:
     upstreams = {
         name: _right(Upstream, bot) for name, bot in (bots if isinstance(bots, dict) else {}).items()
     }
+    kinds = get_type_hints(Config, include_extras=True)
     values = {
-        key: _right(Annotated[field.annotation, *field.metadata], data[key])
-        for key, field in Config.model_fields.items()
+        key: _right(kinds[key], data[key])
+        for key in Config.model_fields
         if key in data and key not in ("certificates", "upstreams")
     }
     right = {key: value for key, value in values.items() if value is not None}

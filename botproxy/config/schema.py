@@ -51,6 +51,7 @@ from botproxy.config.values import (
     Url,
     Workers,
     address_hint,
+    listen_address,
     parse_target,
 )
 from botproxy.config.values import Network as Network
@@ -284,7 +285,8 @@ class Timeouts(Section):
     idle: DurationOrZero = 60.0
     """Between two reads of the bot's response body; 0: none."""
     upstream_keep_alive: Duration = 4.0
-    """Idle connections to the bot; below the 5 s of uvicorn and hypercorn (just below 2 s for gunicorn, always)."""
+    """Idle connections to the bot; below the 5 s of uvicorn and hypercorn; just below 2 s for gunicorn,
+    always."""
     tunnel: DurationOrZero = 3600.0
     """Silence in a WebSocket; 0: none."""
     drain: DurationOrZero = 25.0
@@ -350,8 +352,10 @@ class Config(Section):
     @classmethod
     def _is_list(cls, value: object) -> object:
         if not isinstance(value, list | tuple):
-            address = isinstance(value, str) and re.fullmatch(ADDRESS_PATTERN, value)
-            hint = f'write "{value}"' if address else address_hint(value)
+            try:
+                hint: str | None = f'write "{listen_address(value)}"'
+            except Refused as refused:
+                hint = refused.faults[0].hint
             listed = re.sub(r'("[^"]+")$', r"[\1]", hint) if hint else None
             raise Refused(Fault('a list of addresses like [":443"]', hint=listed))
         return value

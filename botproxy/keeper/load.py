@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import ssl
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -50,13 +50,51 @@ class Loaded:
     findings: tuple[Located, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """The certificates that can be read, and everything wrong with them and with the others."""
+
+    certificates: tuple[tuple[int, Certificate], ...]
+    """Each with its index in `Config.certificates`."""
+    findings: tuple[Located, ...]
+    problems: tuple[Problem, ...]
+    """Why the others cannot be read."""
+
+    def servable(self) -> Loaded:
+        """Those that no finding stops."""
+        stopped = {located.path for located in self.findings if located.finding.stops}
+        fine = (each for index, each in self.certificates if f"certificates[{index}]" not in stopped)
+        return Loaded(tuple(fine), self.findings)
+
+
 def load_certificates(config: Config, now: datetime) -> Loaded:
     """Every certificate of `config`. Raises ConfigError with all problems that stop the start."""
+    examined = examine_certificates(config, now)
+    problems = [
+        *examined.problems,
+        *(
+            Problem(located.file, located.path, located.finding.sentence, located.finding.fix)
+            for located in examined.findings
+            if located.finding.stops
+        ),
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return examined.servable()
+
+
+def examine_certificates(config: Config, now: datetime, positions: Sequence[int] = ()) -> Examined:
+    """Every certificate of `config` that can be read, judged; and why the others cannot.
+
+    `positions` are their indices in the file, where that has others that are left out here.
+    """
     problems: list[Problem] = []
     loaded: list[tuple[int, Certificate]] = []
     findings: list[Located] = []
-    for index, entry in enumerate(config.certificates):
+    files: dict[int, str] = {}
+    for index, entry in zip(positions or range(len(config.certificates)), config.certificates, strict=True):
         path = f"certificates[{index}]"
+        files[index] = entry.chain
         try:
             certificate, about_files = _load(entry, path)
         except ConfigError as error:
@@ -64,15 +102,9 @@ def load_certificates(config: Config, now: datetime) -> Loaded:
             continue
         loaded.append((index, certificate))
         findings += (Located(path, entry.chain, finding) for finding in about_files)
-    findings += _judge(config, loaded, now)
-    problems += (
-        Problem(located.file, located.path, located.finding.sentence, located.finding.fix)
-        for located in findings
-        if located.finding.stops
-    )
-    if problems:
-        raise ConfigError(problems)
-    return Loaded(tuple(certificate for _, certificate in loaded), tuple(findings))
+    everything = not problems and list(files) == list(range(len(files)))
+    findings += _judge(config, loaded, files, now, everything=everything)
+    return Examined(tuple(loaded), tuple(findings), tuple(problems))
 
 
 def prove_certificates(config: Config, loaded: Loaded, listener: ssl.SSLContext) -> None:
@@ -144,16 +176,26 @@ def _problem(entry: Entry, path: str, error: CertificateError) -> Problem:
     return Problem(where=file, path=f"{path}.{error.part}", says=error.sentence, hint=error.fix)
 
 
-def _judge(config: Config, loaded: Sequence[tuple[int, Certificate]], now: datetime) -> list[Located]:
+def _judge(
+    config: Config,
+    loaded: Sequence[tuple[int, Certificate]],
+    files: Mapping[int, str],
+    now: datetime,
+    *,
+    everything: bool,
+) -> list[Located]:
+    """`everything`: no certificate is missing in `loaded`, one that may have the name of a host."""
     certificates = [certificate for _, certificate in loaded]
     hosts = dict.fromkeys(host for route in config.routes for host in route.hosts)
     # Who asks for a name that no certificate covers gets the first one.
     uncovered = [host for host in hosts if not any(certificate.covers(host) for certificate in certificates)]
     roots = system_roots()
     shadowed = rules.overshadowed(certificates)
+    every_host = any(not route.hosts for route in config.routes)
+    unused = () if every_host else rules.unused(certificates, list(hosts))
     located = []
     for position, (index, certificate) in enumerate(loaded):
-        findings = rules.examine(certificate, now, uncovered if position == 0 else (), roots)
+        findings = rules.examine(certificate, now, uncovered if everything and position == 0 else (), roots)
         if position in shadowed:
             findings.append(
                 Finding(
@@ -163,5 +205,14 @@ def _judge(config: Config, loaded: Sequence[tuple[int, Certificate]], now: datet
                     "remove the one that is not wanted from the configuration",
                 )
             )
-        located += [Located(f"certificates[{index}]", config.certificates[index].chain, f) for f in findings]
+        if position in unused:
+            findings.append(
+                Finding(
+                    "unused_certificate",
+                    "warning",
+                    "no route has a host that it covers: no request to its names is served",
+                    "name one of its hosts in `routes`, or remove it from the configuration",
+                )
+            )
+        located += [Located(f"certificates[{index}]", files[index], f) for f in findings]
     return located

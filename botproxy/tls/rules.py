@@ -75,6 +75,21 @@ def overshadowed(certificates: Sequence[Certificate]) -> list[int]:
     return lost
 
 
+def unused(certificates: Sequence[Certificate], route_hosts: Sequence[str]) -> list[int]:
+    """Positions of certificates none of whose names is, or fits into, a host of a route."""
+    return [
+        position
+        for position, certificate in enumerate(certificates)
+        if certificate.names
+        and not any(certificate.covers(host) for host in route_hosts)
+        and not any(
+            host.startswith("*.") and name.partition(".")[2] == host[2:]
+            for name in certificate.dns_names
+            for host in route_hosts
+        )
+    ]
+
+
 def renewal_due(certificate: Certificate) -> datetime:
     """When it should be renewed: a month or a third of its lifetime before the end, half of a short one."""
     lifetime = certificate.not_after - certificate.not_before

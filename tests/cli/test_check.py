@@ -65,7 +65,8 @@ def test_every_problem_of_the_configuration_is_told_at_once(tmp_path):
     assert f"botproxy: error: {file}:2: listen[0]: expected an address" in ended.err
     assert f"botproxy: error: {file}:3: workrs: " in ended.err
     assert 'botproxy: hint: did you mean "workers"?' in ended.err
-    assert ended.out == f"{file}: 2 errors\n"
+    assert "c.pem" in ended.err
+    assert ended.out == f"{file}: 4 errors\n"
 
 
 def test_a_configuration_that_is_not_there_is_exit_code_2(tmp_path):
@@ -89,6 +90,59 @@ def test_a_key_of_another_certificate_is_exit_code_1(tmp_path, ca):
     assert ended.code == 1
     assert "the private key belongs to another certificate" in ended.err
     assert "botproxy: hint: name chain and key of the same pair" in ended.err
+
+
+def test_a_typo_hides_neither_missing_files_nor_findings(tmp_path, ca):
+    written(tmp_path, ca.issue_cert("bot.example.com", not_before=NOW - 90 * DAY, not_after=NOW - DAY))
+    (tmp_path / "botproxy.yaml").write_text(
+        "certificates: [{chain: 5, key: k}, {chain: no.pem, key: no.key}, {chain: chain.pem, key: key.pem}]\n"
+        "workrs: 2\nacme_webroot: absent\nuser: no-such-account\n"
+        "upstreams: {bot: {url: 'https://a', ca: absent.pem}}\n"
+    )
+    ended = botproxy("check", "--json", str(tmp_path / "botproxy.yaml"))
+    answer = json.loads(ended.out)
+    assert ended.code == 2
+    assert {problem["path"] for problem in answer["problems"]} == {
+        *("certificates[0].chain", "workrs", "acme_webroot", "user", "upstreams.bot.ca"),
+        *("certificates[1].chain", "certificates[1].key"),
+    }
+    assert all(problem["hint"] for problem in answer["problems"])
+    assert [each["path"] for each in answer["certificates"]] == ["certificates[2]"]
+    assert rules(ended)["expired"] == "error"
+
+
+def test_a_key_of_another_certificate_hides_nothing_about_the_others(tmp_path, ca):
+    written(tmp_path, ca.issue_cert("a.example.com", not_before=NOW - 90 * DAY, not_after=NOW - DAY))
+    (tmp_path / "wrong.pem").write_bytes(ca.issue_cert("bot.example.com").private_key_pem.bytes())
+    (tmp_path / "botproxy.yaml").write_text(
+        "certificates: [{chain: chain.pem, key: wrong.pem}, {chain: chain.pem, key: key.pem}]\n"
+    )
+    ended = botproxy("check", "--json", str(tmp_path / "botproxy.yaml"))
+    found = [{one["rule"] for one in each["findings"]} for each in json.loads(ended.out)["certificates"]]
+    assert ended.code == 1
+    assert "key_mismatch" in found[0]
+    assert "expired" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("acme_webroot: chain.pem", "expected a directory, found something else"),
+        ("acme_webroot: absent", "expected a directory, found nothing"),
+        ("user: no-such-account", 'expected an existing account, found none named "no-such-account"'),
+    ],
+)
+def test_what_the_machine_does_not_have_is_exit_code_2(tmp_path, ca, line, says):
+    written(tmp_path, ca.issue_cert("bot.example.com"))
+    ended = check(tmp_path, line)
+    assert ended.code == 2
+    assert f"{tmp_path}/botproxy.yaml:2: {line.partition(':')[0]}: {says}" in ended.err
+
+
+def test_a_certificate_that_no_route_uses_is_a_warning(tmp_path, ca):
+    written(tmp_path, ca.issue_cert("bot.example.com"))
+    ended = check(tmp_path, "routes: [{hosts: [other.example.com]}]", options=("--json",))
+    assert rules(ended)["unused_certificate"] == "warning"
 
 
 def test_a_missing_intermediate_is_an_error(tmp_path, ca):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from botproxy.config.keys import names_at
-from botproxy.config.load import load_file, load_options
+from botproxy.config.load import draft_file, load_file, load_options
 from botproxy.config.schema import Config, Limits, Timeouts
 from botproxy.errors import ConfigError, Problem
 
@@ -66,50 +66,51 @@ NETWORK = 'a network like "10.0.0.0/8" or an address'
 
 TOLD = f"""
 2: listn: expected a known key, found "listn" | did you mean "listen"?
-3: listen: expected a list of addresses like [":443"], found 443 | write ":443"
+3: listen: expected a list of addresses like [":443"], found 443 | write [":443"]
 4: plain_listen[0]: expected {ADDRESS}, found 80 | write ":80"
 4: plain_listen[1]: expected {ADDRESS}, found "8000:80" | this is no port mapping; write the port alone: ":8000"
-4: plain_listen[2]: expected {ADDRESS}, found ":http"
-5: workers: expected "auto" or a number from 1 to 64, found "4"
+4: plain_listen[2]: expected {ADDRESS}, found ":http" | for example: plain_listen: [":80"]
+5: workers: expected "auto" or a number from 1 to 64, found "4" | write 4, without quotes
 6: user: expected an account without privileges, found "root" | started as root, botproxy binds its ports and becomes this account
-8: certificates[0].chain: expected the name of a PEM file, found the PEM text itself
-10: certificates[0].key: expected text, found a number
+8: certificates[0].chain: expected the name of a PEM file, found the PEM text itself | for example: chain: /etc/letsencrypt/live/bot.example.com/fullchain.pem
+10: certificates[0].key: expected text, found a number | for example: key: /etc/letsencrypt/live/bot.example.com/privkey.pem
 11: certificates[0].password: expected a known key, found "password" | did you mean "password_file"?
-12: certificates[1].chain: expected this key, found nothing | PEM file: the certificate, then its intermediates (certbot's `fullchain.pem`).
-12: certificates[1].key: expected this key, found nothing | PEM file: the private key.
+12: certificates[1].chain: expected this key, found nothing | PEM file: the certificate, then its intermediates (certbot's `fullchain.pem`)
+12: certificates[1].key: expected this key, found nothing | PEM file: the private key
 13: tls.min_version: expected "1.2" or "1.3", found 1.3 | write it in quotes: "1.3"
 13: tls.strict_sni: expected true or false, found "yes" | write true, without quotes
 15: upstreams.bot.url: expected {URL}, found text (not shown) | put http:// before host and port
-15: upstreams.bot.reuse: expected "client", "shared" or "never", found no | YAML reads no as false; if text is meant, write it in quotes
+15: upstreams.bot.reuse: expected "client", "shared" or "never", found no | YAML reads no as false; for example: reuse: client
 15: upstreams.bot.hold: expected {DURATION}, found 30 | write "30s"
-16: upstreams.b d: expected a name of letters, digits, "_", "-" and ".", found "b d"
+16: upstreams.b d: expected a name of letters, digits, "_", "-" and ".", found "b d" | for example: upstreams: {{bot: {{url: "http://127.0.0.1:8000"}}}}
 16: upstreams.b d.url: expected {URL}, found text (not shown) | leave out user and password: the request's own credentials are sent
 17: upstreams.hunter: expected a mapping, found text (not shown) | its keys are url, reuse, hold, ca
 19: routes[0].hosts[0]: expected {HOST}, found "https://bot.example.com/" | write "bot.example.com"
 19: routes[0].hosts[1]: expected {HOST}, found "*" | leave `hosts` out for every host
-19: routes[0].path: expected a path like "/telegram": from the root, without %, ?, #, backslash, "//" or dot segments, found text (not shown)
+19: routes[0].path: expected a path like "/telegram": from the root, without %, ?, #, backslash, "//" or dot segments, found text (not shown) | for example: path: /
 20: routes[1].rate.per_address: expected a rate like "20/s" (units: s, m, h), found "20r/s" | write "20/s"
-20: routes[1].rate.burst: expected a whole number of at least 1, found 0
+20: routes[1].rate.burst: expected a whole number of at least 1, found 0 | for example: burst: 20
+20: routes[1].upstream: expected one of the upstreams bot, hunter, found none named | name one in the route: `upstream: bot`
 21: routes[2]: expected a mapping, found nothing | its keys are hosts, path, upstream, rate
-23: headers.hsts: expected "on", "off" or a mapping like {{max_age: 365d}}, found 1
-24: headers.set.X Y: expected a header name of letters, digits and "-", found "X Y"
-24: headers.set.Connection: expected a header of the response, found one that belongs to the connection
-24: headers.set.X-A: expected printable ASCII without spaces around it, found text (not shown)
+23: headers.hsts: expected "on", "off" or a mapping like {{max_age: 365d}}, found 1 | for example: hsts: {{max_age: 365d}}
+24: headers.set.X Y: expected a header name of letters, digits and "-", found "X Y" | for example: set: {{X-Robots-Tag: noindex}}
+24: headers.set.Connection: expected a header of the response, found one that belongs to the connection | for example: set: {{X-Robots-Tag: noindex}}
+24: headers.set.X-A: expected printable ASCII without spaces around it, found text (not shown) | for example: set: {{X-Robots-Tag: noindex}}
 25: headers.preset: expected "api", "web" or "none", found "wep" | did you mean "web"?
-26: limits.head: expected a size of at least 1KiB, found 10
+26: limits.head: expected a size of at least 1KiB, found 10 | for example: head: 16KiB
 26: limits.fields: expected a whole number, found "1_000" | write decimal digits alone, without quotes
 26: limits.body: expected a size like "32MiB" (units: B, KiB, MiB, GiB), found "32MB" | write "32MiB"
-27: limits: expected each key once, found it again (first on line 26)
+27: limits: expected each key once, found it again (first on line 26) | remove one of the two
 29: timeouts.head: expected {DURATION}, found "30 sec" | write "30s"
 30: timeouts.connect: expected a duration above zero like "30s", found 0 | this one cannot be switched off
-31: timeouts.tunnel: expected {DURATION}, found "1:30"
+31: timeouts.tunnel: expected {DURATION}, found "1:30" | for example: tunnel: 1h
 32: timeouts.respnse: expected a known key, found "respnse" | did you mean "response"?
 33: trusted_proxies[0]: expected {NETWORK}, found "10.0.0.1/8" | write "10.0.0.0/8"
-33: trusted_proxies[1]: expected the networks of your own proxies, found every address there is
-33: trusted_proxies[2]: expected {NETWORK}, found "\\u001b[31mx"
+33: trusted_proxies[1]: expected the networks of your own proxies, found every address there is | for example: trusted_proxies: [10.0.0.0/8]
+33: trusted_proxies[2]: expected {NETWORK}, found "\\u001b[31mx" | for example: trusted_proxies: [10.0.0.0/8]
 34: expected a key that is text, found 443 | write it in quotes: "443"
-35: log.level: expected "debug", "info", "warning" or "error", found yes | YAML reads yes as true; if text is meant, write it in quotes
-36: admin: expected "unix:/path/to.sock" or "off", found "/run/x.sock"
+35: log.level: expected "debug", "info", "warning" or "error", found yes | YAML reads yes as true; for example: level: info
+36: admin: expected "unix:/path/to.sock" or "off", found "/run/x.sock" | write "unix:/run/x.sock"
 37: state_dir: expected plain YAML, found a tag | leave out what begins with !
 38: acme_webroot: expected the value itself, found an alias | write the value out where the * stands
 """  # noqa: E501
@@ -151,7 +152,10 @@ def test_no_secret_is_told_with_them(tmp_path: Path) -> None:
     [
         (
             'listen: [":443",\n  "0.0.0.0:443"]\n',
-            "2: listen[1]: expected each address once, found the address of listen[0] again",
+            (
+                "2: listen[1]: expected each address once, found the address of listen[0] again"
+                " | remove one of the two"
+            ),
         ),
         (
             'plain_listen: [":443"]\n',
@@ -184,7 +188,10 @@ def test_no_secret_is_told_with_them(tmp_path: Path) -> None:
         ),
         (
             "upstreams: {\n  a: {url: http://a},\n  b: {url: http://b}}\n",
-            "1: upstreams: expected one of the upstreams a, b, found none named",
+            (
+                "1: upstreams: expected one of the upstreams a, b, found none named"
+                " | name one in the route: `upstream: a`"
+            ),
         ),
         (
             "routes:\n  - path: /a\n    upstream: bto\n",
@@ -219,6 +226,61 @@ def test_several_contradictions_of_one_kind_are_all_told(tmp_path: Path) -> None
         "routes[1].upstream",
         "routes[2]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ('listen: [":443",\n":443",\n"x"]\n', ["listen[1]", "listen[2]"]),
+        (
+            "routes: [{hosts: ['a b'], upstream: x},\n{path: /a, upstream: y}]\n",
+            ["routes[0].hosts[0]", "routes[0].upstream", "routes[1].upstream"],
+        ),
+        (
+            "upstreams: {bot: {url: x}}\nroutes: [{upstream: y}]\n",
+            ["upstreams.bot.url", "routes[0].upstream"],
+        ),
+        ("headers: {set: {X-A: a, x-a: b,\n'X Y': c}}\n", ["headers.set.x-a", "headers.set.X Y"]),
+        ("plain_listen: []\nacme_webroot: /w\nlisten: [x]\n", ["acme_webroot", "listen[0]"]),
+        ("routes: [{path: /},\n{path: /a},\n{path: a}]\n", ["routes[1]", "routes[2].path"]),
+        ("listen: [':8000',\nx]\n", ["listen[0]", "listen[1]"]),
+    ],
+)
+def test_a_mistake_in_one_entry_hides_no_contradiction_of_the_others(
+    tmp_path: Path, text: str, paths: list[str]
+) -> None:
+    found = [problem.path for problem in problems(load_file, write(tmp_path, text + MINIMAL))]
+    assert sorted(found) == sorted(paths)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("workers: many", "for example: workers: auto"),
+        ("workers: '4'", "write 4, without quotes"),
+        ("user: 5", "for example: user: botproxy"),
+        ("tls: {min_version: '1.0'}", 'for example: min_version: "1.2"'),
+        ("tls: {strict_sni: 1}", "for example: strict_sni: false"),
+        ("upstreams: {bot: {url: 'http://a', reuse: always}}", "for example: reuse: client"),
+        ("headers: {preset: 7}", "for example: preset: api"),
+        ("headers: {override: 7}", "for example: override: false"),
+        ("log: {level: loud}", "for example: level: info"),
+        ("log: {level: off}", "YAML reads off as false; for example: level: info"),
+        ("admin: x", "for example: admin: unix:/run/botproxy/admin.sock"),
+        ("limits: {rate: {burst: x}}", "for example: burst: 20"),
+        ("plain_listen: 80", 'write [":80"]'),
+        ("plain_listen: ':80'", 'write [":80"]'),
+        ("listen: ':70000'", "ports go up to 65535"),
+        (
+            "certificates: []",
+            "pairs of `chain` and `key`; the first serves clients that name no host or an unknown one",
+        ),
+    ],
+)
+def test_the_hint_says_what_to_write(tmp_path: Path, text: str, hint: str) -> None:
+    minimal = "" if text.startswith("certificates") else MINIMAL
+    (problem,) = problems(load_file, write(tmp_path, f"{minimal}{text}\n"))
+    assert problem.hint == hint
 
 
 def test_an_unknown_key_without_a_near_one_lists_those_that_are_known(tmp_path: Path) -> None:
@@ -296,6 +358,7 @@ def test_whatever_is_wrong_is_told_in_our_words(values: dict[str, Any]) -> None:
         assert isinstance(load_options(values), Config)
     except ConfigError as error:
         for problem in error.problems:
+            assert problem.hint
             assert problem.says.startswith("expected ")
             assert ", found " in problem.says
             for foreign in (
@@ -432,6 +495,26 @@ def test_a_list_from_an_option_replaces_a_longer_one_in_the_file(tmp_path: Path)
     file = write(tmp_path, "certificates: [{chain: a, key: a}, {chain: b, key: b}]\n")
     config = load_file(file, PAIR)
     assert [certificate.chain for certificate in config.certificates] == ["/c.pem"]
+
+
+# Drafts
+
+
+def test_a_draft_has_what_is_right_and_where_it_stood(tmp_path: Path) -> None:
+    text = """workers: many
+certificates: [{chain: 5, key: k.pem}, {chain: c.pem, key: k.pem}]
+upstreams: {bad: {url: x}, bot: {url: "http://a"}}
+acme_webroot: www
+"""
+    draft = draft_file(file := write(tmp_path, text))
+    assert [problem.path for problem in draft.problems] == [
+        *("workers", "certificates[0].chain", "upstreams.bad.url", "upstreams")
+    ]
+    assert draft.positions == (1,)
+    assert draft.config.certificates[0].chain == f"{tmp_path}/c.pem"
+    assert list(draft.config.upstreams) == ["bot"]
+    assert (draft.config.workers, draft.config.acme_webroot) == ("auto", f"{tmp_path}/www")
+    assert draft.where(("acme_webroot",)) == f"{file}:4"
 
 
 def test_overrides_are_left_as_they_were(tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from botproxy.config import schema
 from botproxy.errors import ConfigError, Problem
-from botproxy.keeper.load import Loaded, load_certificates, prove_certificates, system_roots
+from botproxy.keeper.load import (
+    Loaded,
+    examine_certificates,
+    load_certificates,
+    prove_certificates,
+    system_roots,
+)
 from botproxy.tls.context import listener_context
 from tests import certs
 from tests.certs import NOW, Authority, Issued
@@ -98,6 +104,27 @@ def test_a_certificate_that_is_never_served_is_reported(
     loaded = load_certificates(configure(*entries), NOW)
     assert rules(loaded, "certificates[0]") == set()
     assert rules(loaded, "certificates[1]") == {"overshadowed"}
+
+
+def test_a_certificate_that_no_route_uses_is_reported_unless_a_route_has_every_host(
+    configure: Configure, cert_for: Callable[..., Issued], tmp_path: Path
+):
+    entries = [cert_for("a.test").write(tmp_path, "a"), cert_for("b.test").write(tmp_path, "b")]
+    loaded = load_certificates(configure(*entries, hosts=("a.test",)), NOW)
+    assert rules(loaded, "certificates[0]") == set()
+    assert rules(loaded, "certificates[1]") == {"unused_certificate"}
+    everywhere = configure(*entries, routes=[{"hosts": ["a.test"]}, {}])
+    assert rules(load_certificates(everywhere, NOW), "certificates[1]") == set()
+
+
+def test_no_host_is_called_uncovered_while_a_certificate_cannot_be_read(
+    configure: Configure, cert_for: Callable[..., Issued], tmp_path: Path
+):
+    missing = schema.Certificate(chain=f"{tmp_path}/none.pem", key=f"{tmp_path}/none.key")
+    config = configure(cert_for("a.test").write(tmp_path), missing, hosts=("a.test", "b.test"))
+    examined = examine_certificates(config, NOW)
+    assert [problem.path for problem in examined.problems] == ["certificates[1].chain", "certificates[1].key"]
+    assert "name_not_covered" not in {located.finding.rule for located in examined.findings}
 
 
 def test_a_key_that_others_can_read_is_reported_with_its_certificate(

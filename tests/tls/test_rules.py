@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from botproxy.tls.certificates import Certificate, parse
-from botproxy.tls.rules import Finding, examine, hsts_allowed, overshadowed, renewal_due
+from botproxy.tls.rules import Finding, examine, hsts_allowed, overshadowed, renewal_due, unused
 from tests import certs
 from tests.certs import DAY, NOW, Authority, Issued
 
@@ -270,3 +270,11 @@ def test_a_certificate_behind_earlier_ones_of_its_type_is_never_served(ca: Autho
     assert overshadowed([second, first]) == []
     key = certs.ecdsa_key()
     assert overshadowed([read(Issued((certs.build("nameless", key),), key))]) == []
+
+
+def test_a_certificate_is_unused_when_none_of_its_names_fits_a_host(ca: Authority):
+    served, other, wildcard = (read(ca.issue(name)) for name in ("a.test", "b.test", "*.c.test"))
+    assert unused([served, other, wildcard], ["a.test", "x.c.test"]) == [1]
+    assert unused([served, other, wildcard], ["*.test"]) == [2]
+    assert unused([wildcard], ["*.c.test"]) == []
+    assert unused([wildcard], ["x.y.c.test"]) == [0]
