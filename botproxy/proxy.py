@@ -23,6 +23,7 @@ from typing import Protocol
 from botproxy import errors
 from botproxy.config.schema import Config
 from botproxy.http.body import LAST_CHUNK, chunk
+from botproxy.http.dates import http_date
 from botproxy.http.exchange import Exchange
 from botproxy.http.h1 import Kept
 from botproxy.http.tunnel import Tunnel
@@ -234,6 +235,7 @@ class Proxy:
             tls_hsts=tls is not None and tls.hsts,
             host=head.host if head is not None else (named or "").lower(),
             switching=switching,
+            date=http_date(),
         )
 
     async def _tunnel(

@@ -25,9 +25,9 @@ from botproxy.net.deadlines import Deadlines
 READ_SIZE = 65536
 READ_LIMIT = 65536
 """Unread bytes above which the socket is left alone; one more read may be on top."""
-WRITE_HIGH = 128 * 1024
-"""Unsent bytes above which `drain` waits. With the largest single write (one read of the other side and
-its chunk framing) the buffer stays below 256 KiB."""
+WRITE_HIGH = 96 * 1024
+"""Unsent bytes above which `drain` waits. With the largest single write (`READ_LIMIT` and one more read of
+the other side, 128 KiB, and its chunk framing) the buffer stays below 256 KiB."""
 WRITE_LOW = 32 * 1024
 LINGER_SECONDS = 10.0
 """How long a peer may go on sending after our last byte. A peer that sends everything before it reads

@@ -188,12 +188,18 @@ class TowardClient:
         self._without_hsts = b"".join(self._lines.values())
         self._with_hsts = self._without_hsts + self._hsts
         self._override = headers.override
-        self._special = _NOT_RELAYED | self._lines.keys() | {_HSTS}
+        self._special = _NOT_RELAYED | self._lines.keys() | {_HSTS, b"date"}
 
     def __call__(
-        self, fields: Sequence[Field], *, tls_hsts: bool, host: str, switching: bool = False
+        self,
+        fields: Sequence[Field],
+        *,
+        tls_hsts: bool,
+        host: str,
+        switching: bool = False,
+        date: bytes = b"",
     ) -> bytes:
-        """The block of a response.
+        """The block of a response. `date` stands for a Date that the bot did not give (RFC 9110 6.6.1).
 
         `tls_hsts`: it goes over TLS with a certificate that HSTS may be promised for; `host`: name the
         client asked for, without port. `switching`: it says `Upgrade: websocket` (101 and 426).
@@ -209,13 +215,18 @@ class TowardClient:
             elif lower == b"connection":
                 if value not in _ORDINARY:
                     nominated |= _tokens(value) - _OPTIONS
+            elif lower == b"date":
+                date = b""
+                lines.append(name + b": " + value)
             elif lower not in _NOT_RELAYED and not self._override:
                 if lower != _HSTS or (promises and lower not in own):  # RFC 6797 6.1, 7.2: once, over TLS
                     lines.append(name + b": " + value)
                 own.add(lower)
         if nominated:
             left = _without(nominated, fields)
-            return self(left, tls_hsts=tls_hsts, host=host, switching=switching)
+            return self(left, tls_hsts=tls_hsts, host=host, switching=switching, date=date)
+        if date:
+            lines.append(b"Date: " + date)
         if switching:
             lines.append(_SWITCH[:-2])
         lines.append(self._added(promises, own))

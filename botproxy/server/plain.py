@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 
 from botproxy import errors
+from botproxy.http.dates import http_date
 from botproxy.http.exchange import Exchange
 from botproxy.http.h1 import Kept
 from botproxy.model import Field, Record, RequestHead, make_field
@@ -112,7 +113,9 @@ class Plain:
         self._send(exchange, status, fields, body)
 
     def _send(self, exchange: Exchange, status: int, fields: list[Field], body: bytes) -> None:
-        exchange.send_head(status, self._toward_client(fields, tls_hsts=False, host=""), len(body))
+        exchange.send_head(
+            status, self._toward_client(fields, tls_hsts=False, host="", date=http_date()), len(body)
+        )
         exchange.send_body(body)
         exchange.finish()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from botproxy import errors
 from botproxy.config.schema import Config, Network
+from botproxy.http.dates import http_date
 from botproxy.http.exchange import Settings, status_line
 from botproxy.http.h1 import Application, ClientConnection
 from botproxy.model import Peer, Record, TlsInfo
@@ -263,7 +264,7 @@ class Reception:
         )
         record.status, fields, body = refusals.render(error, record.id, None)
         record.error, record.bytes_out = error.code, len(body)
-        block = self._toward_client(fields, tls_hsts=False, host="")
+        block = self._toward_client(fields, tls_hsts=False, host="", date=http_date())
         stream = SocketStream(sock, self._loop, self._deadlines)
         stream.write(
             b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"

@@ -53,6 +53,7 @@ def test_a_refused_head_is_answered_like_any_other_request(
     assert answer.value("strict-transport-security") == "max-age=31536000"
     assert answer.value("content-security-policy") == "frame-ancestors 'self'"
     assert answer.value("x-mine") == "1"
+    assert answer.value("date").endswith(" GMT")
     told = json.loads(answer.body)["botproxy"]
     record = front.wait_record(since=seen, status=status)
     assert (told["status"], told["request_id"]) == (status, record["id"])

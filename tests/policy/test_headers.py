@@ -268,14 +268,22 @@ def toward_client(
     tls: bool = True,
     host: str = "bot.example",
     switching: bool = False,
+    date: bytes = b"",
     **headers: Any,
 ) -> list[tuple[str, str]]:
     policy = TowardClient(config(headers=headers))
-    return parsed(policy(fields(*pairs), tls_hsts=tls, host=host, switching=switching))
+    return parsed(policy(fields(*pairs), tls_hsts=tls, host=host, switching=switching, date=date))
 
 
 API = [("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")]
 HSTS = ("Strict-Transport-Security", "max-age=31536000")
+
+
+def test_a_date_is_added_only_where_the_bot_gave_none() -> None:
+    assert ("Date", "now") in toward_client(("A", "b"), date=b"now")
+    for override in (False, True):
+        answer = toward_client(("date", "then"), date=b"now", override=override)
+        assert [value for name, value in answer if name.lower() == "date"] == ["then"]
 
 
 def test_the_bots_fields_pass_and_ours_follow() -> None:
