@@ -406,7 +406,9 @@ def test_error_bodies_name_id_and_key_and_echo_nothing(
             found = re.search(r"request[ _]id\"?:? \"?([A-Za-z0-9._-]+)", body)
             assert found, body
             assert found[1] in front.wait_record(status=status).values()
-            if accept and status not in (400, 405, 414, 417, 431):  # those have no valid head to ask
+            if accept and status in (414, 431) and response.body[:1] != b"{":
+                continue  # the wish may stand behind the point at which the head was refused
+            if accept:
                 assert response.value("content-type") == "application/json"
                 assert json.loads(body)["botproxy"]["status"] == status
             else:
