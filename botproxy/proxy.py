@@ -142,9 +142,15 @@ class Proxy:
             try:
                 await self._converse(exchange, bot, connection, fields, kept)
                 return
-            except errors.UpstreamClosed:
+            except errors.UpstreamError as error:
                 head = exchange.head
-                if head is None or head.method not in _REPEATABLE or head.has_body or head.websocket_key:
+                if (
+                    error.retry is errors.Retry.NO
+                    or head is None
+                    or head.method not in _REPEATABLE
+                    or head.has_body
+                    or head.websocket_key
+                ):
                     raise
         connection = await self._connect(exchange.record, bot)
         await self._converse(exchange, bot, connection, fields, kept)

@@ -136,6 +136,9 @@ class ClientConnection:
         if refusal is not None:
             self._application.refuse(exchange, refusal)
             return False
+        if self.stream.error is not None:  # it left while this request waited behind another
+            self._application.refuse(exchange, errors.ClientGone())
+            return False
         self.stream.on_lost = self._on_lost
         if self.stream.ended:
             self._watch_half_closed(exchange, None)
@@ -177,9 +180,13 @@ class ClientConnection:
         """The beginning of a request; empty when the client ends or stays silent for too long."""
         timeouts = self._settings.timeouts
         patience = timeouts.keep_alive if self.served else timeouts.head
+        deadline = self._loop.time() + patience
         self._waiting_for_request = True
         try:
-            return await self.stream.read(self._loop.time() + patience)
+            data = await self.stream.read(deadline)
+            if data == b"\r\n":  # behind a body, as some clients send it: no request has begun
+                data = await self.stream.read(deadline)
+            return data
         except StreamTimeout:
             return b""
         finally:

@@ -39,7 +39,8 @@ class Deadlines:
         self._watched.discard(timed)
 
     def _sweep(self) -> None:
+        # Armed before anything is asked, so that one failure does not end all deadlines.
+        self._timer = self._loop.call_later(SWEEP, self._sweep) if self._watched else None
         now = self._loop.time()
         for timed in tuple(self._watched):
             timed.check(now)
-        self._timer = self._loop.call_later(SWEEP, self._sweep) if self._watched else None

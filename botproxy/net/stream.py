@@ -240,6 +240,8 @@ class SocketStream:
             raise StreamClosed("closed")
         if len(self._outbox) <= high:
             return
+        if self._write_deadline == inf:  # the peer tried our patience once already
+            self._write_deadline = self._loop.time() + self._write_patience
         self._drain_low = low
         self._drainer = self._loop.create_future()
         try:

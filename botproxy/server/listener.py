@@ -23,6 +23,20 @@ BURST = 32
 EXHAUSTED_PAUSE = 0.2
 """Seconds until the next attempt after EMFILE and its like."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_GAVE_UP = (
+    errno.ECONNABORTED,
+    errno.EPROTO,
+    errno.EPERM,
+    errno.EINTR,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENONET,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+)
+"""Errors of the connection, not of the socket that listens (accept(2))."""
 
 
 class Listener:
@@ -41,20 +55,28 @@ class Listener:
         self._start = start
         self._relieve = relieve
         self._accepting = False
+        self._held = True
+        self._starved = False
         self._stopped = False
         self._exhausted = False
 
     def start(self) -> None:
         """Accept from now on."""
-        if not self._accepting and not self._stopped:
-            self._accepting = True
-            self._loop.add_reader(self.sock.fileno(), self._accept)
+        self._held = False
+        self._update()
 
     def pause(self) -> None:
         """Leave connections in the kernel's queue until `start`."""
-        if self._accepting:
-            self._accepting = False
+        self._held = True
+        self._update()
+
+    def _update(self) -> None:
+        wanted = not (self._held or self._starved or self._stopped)
+        if wanted and not self._accepting:
+            self._loop.add_reader(self.sock.fileno(), self._accept)
+        elif self._accepting and not wanted:
             self._loop.remove_reader(self.sock.fileno())
+        self._accepting = wanted
 
     def stop(self) -> None:
         """Take what is already queued, so that nobody who got through is reset, and close."""
@@ -78,8 +100,8 @@ class Listener:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                return True  # that client gave up while it was queued
+            if error.errno in _GAVE_UP:
+                return True
             self._suffer(error)
             return False
         if self._exhausted:
@@ -93,7 +115,9 @@ class Listener:
         if not self._exhausted:
             self._exhausted = True
             logger.error(
-                "no file descriptors left, accepting is delayed",
+                "no file descriptors left, accepting is delayed"
+                if error.errno in _EXHAUSTED
+                else "accepting fails and is tried again",
                 extra={
                     "data": {
                         "errno": errno.errorcode[error.errno or 0],
@@ -102,5 +126,11 @@ class Listener:
                 },
             )
         self._relieve()
-        self.pause()
-        self._loop.call_later(EXHAUSTED_PAUSE, self.start)
+        if not self._starved:
+            self._starved = True
+            self._update()
+            self._loop.call_later(EXHAUSTED_PAUSE, self._recover)
+
+    def _recover(self) -> None:
+        self._starved = False
+        self._update()

@@ -53,6 +53,8 @@ class Plain:
         assert head is not None
         exchange.record.id = self._toward_bot.request_id(exchange.peer, [])
         exchange.record.route = "plain"
+        if not exchange.body_complete:
+            exchange.close_after()  # bodies are never read here
         try:
             if head.target.startswith(CHALLENGE_PATH) and head.method in (b"GET", b"HEAD"):
                 self._answer(exchange, 200, b"text/plain", self._challenge(head.target))

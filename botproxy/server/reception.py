@@ -80,13 +80,13 @@ class Reception:
         self._listeners: list[Listener] = []
         self._tls_listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._connections: set[ClientConnection] = set()
         self._shaking: dict[asyncio.Task[None], float] = {}
         """TLS connections without a finished handshake, oldest first, and since when."""
-        self._make_room_later: asyncio.TimerHandle | None = None
+        self._making_room: asyncio.TimerHandle | None = None
         self._draining = False
-        self.refused = 0
-        """Connections closed at once because of a cap."""
 
     # Beginning
 
@@ -106,6 +106,7 @@ class Reception:
     def _arrive(self, bound: Bound, sock: socket.socket, address: Any) -> None:
         task = self._loop.create_task(self._serve(bound, sock, address))
         self._tasks.add(task)
+        self._empty.clear()
         task.add_done_callback(self._done)
         if bound.tls:
             self._shaking[task] = self._loop.time()
@@ -113,6 +114,8 @@ class Reception:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if not self._tasks:
+            self._empty.set()
         self._leave_handshake(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("connection failed", exc_info=error)
@@ -132,7 +135,6 @@ class Reception:
                     exempt = peer.trusted
                     entered = self._census.enter(self._slot, peer.address, exempt=exempt)
                 if not entered:
-                    self.refused += 1
                     raise Refused
                 stream, info = await self._secure(bound, sock, peer)
             finally:
@@ -235,16 +237,20 @@ class Reception:
 
         So a crowd that comes at once is only delayed, and clients that say nothing keep nobody out.
         """
-        self._make_room_later = None
         now = self._loop.time()
         while len(self._shaking) >= self._handshake_limit:
             task, since = next(iter(self._shaking.items()))
             if now - since < SLOW_HANDSHAKE:
-                self._make_room_later = self._loop.call_later(SLOW_HANDSHAKE - (now - since), self._make_room)
+                if self._making_room is None:
+                    self._making_room = self._loop.call_later(SLOW_HANDSHAKE - (now - since), self._room_due)
                 break
             del self._shaking[task]
             task.cancel()
         self._accept_tls(len(self._shaking) < self._handshake_limit)
+
+    def _room_due(self) -> None:
+        self._making_room = None
+        self._make_room()
 
     def _leave_handshake(self, task: asyncio.Task[None] | None) -> None:
         if task is not None and self._shaking.pop(task, None) is not None:
@@ -292,17 +298,10 @@ class Reception:
             listener.stop()
         for connection in tuple(self._connections):
             connection.drain()
-        deadline = self._loop.time() + patience
-        cutting = self._loop.create_task(cut.wait())
-        try:
-            while self._tasks and not cut.is_set() and self._loop.time() < deadline:
-                await asyncio.wait(
-                    {*self._tasks, cutting},
-                    timeout=max(0.0, deadline - self._loop.time()),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-        finally:
-            cutting.cancel()
+        ends = {self._loop.create_task(event.wait()) for event in (self._empty, cut)}
+        await asyncio.wait(ends, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
         left = tuple(self._tasks)
         for connection in tuple(self._connections):
             connection.cut()

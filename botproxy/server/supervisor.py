@@ -40,6 +40,8 @@ CRASHED = 70
 """Exit status of a child that ended by an error of ours (EX_SOFTWARE)."""
 READY = b"ready\n"
 START_PATIENCE = 30.0
+"""Seconds within which every process must be ready at the start."""
+LONGEST_SLEEP = 5.0
 GRACE_AFTER_DRAIN = 5.0
 """What workers get beyond the drain time before they are killed."""
 GRACE_AFTER_CUT = 3.0
@@ -78,6 +80,7 @@ class Supervisor:
         self._stopping = False
         self._kill_at = inf
         self._exit = 0
+        self._start_by = time.monotonic() + START_PATIENCE
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit status; raises ConfigError before anything is begun."""
@@ -92,7 +95,7 @@ class Supervisor:
         try:
             with self._signals():
                 self._start_keeper()
-                while self._children:
+                while self._children or (self._due and not self._stopping):
                     self._turn()
         finally:
             sockets.close_all(self._bounds)
@@ -186,14 +189,21 @@ class Supervisor:
         self._fork(slot, body)
 
     def _fork(self, slot: int | None, body: Callable[[socket.socket], int]) -> None:
+        """Raises OSError when the machine has no room for another process."""
         ours, theirs = socket.socketpair()
         # Blocked, so that no signal reaches the child before it has stopped answering for its parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
-        if pid == 0:
-            os._exit(self._child(ours, theirs, body))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        theirs.close()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            raise
+        else:
+            if pid == 0:
+                os._exit(self._child(ours, theirs, body))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            theirs.close()
         ours.setblocking(False)
         self._children[pid] = _Child(pid, slot, ours, time.monotonic())
         self._selector.register(ours, selectors.EVENT_READ, pid)
@@ -211,7 +221,7 @@ class Supervisor:
                 sock.close()
             self._selector.close()
             return body(theirs)
-        except Exception:  # the last frame of this process: say why it ends
+        except BaseException:  # the last frame of this process: say why it ends, and never return
             logger.exception("process ended by an error")
             return CRASHED
 
@@ -219,7 +229,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        wake_at = min(self._kill_at, *self._due.values(), now + 60.0)
+        wake_at = min(self._kill_at, *self._due.values(), now + LONGEST_SLEEP)
         for key, _ in self._selector.select(max(0.0, wake_at - now)):
             if key.fileobj is self._wakeup:
                 for number in set(self._wakeup.recv(4096)):
@@ -233,7 +243,11 @@ class Supervisor:
         for slot in [slot for slot, due in self._due.items() if now >= due]:
             del self._due[slot]
             if not self._stopping:
-                self._start_worker(slot)
+                self._replace(slot)
+        if now >= self._start_by and not self._ever_ready and not self._stopping:
+            logger.error("cannot start", extra={"data": {"why": "not every process became ready in time"}})
+            self._exit = FAILED
+            self._stop()
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -264,7 +278,7 @@ class Supervisor:
             return  # told to stop while it was still starting
         if child.slot is None:
             for slot in range(self._workers):
-                self._start_worker(slot)
+                self._replace(slot)
         elif not self._ever_ready and self._all_ready():
             self._ever_ready = True
             urls = [_url(bound) for bound in self._bounds[0] if bound.tls]
@@ -306,13 +320,27 @@ class Supervisor:
         else:
             self._respawn(child, child.slot, code)
 
-    def _respawn(self, child: _Child, slot: int, code: int) -> None:
-        now = time.monotonic()
-        if now - child.started >= STABLE_AFTER:
-            self._backoff[slot] = FIRST_BACKOFF
+    def _replace(self, slot: int) -> None:
+        try:
+            self._start_worker(slot)
+        except OSError as error:
+            delay = self._delay(slot)
+            logger.error(
+                "a worker cannot be started",
+                extra={"data": {"slot": slot, "why": error.strerror, "in_seconds": delay}},
+            )
+
+    def _delay(self, slot: int) -> float:
+        """Seconds until the next start of this slot's worker, which is planned; longer each time."""
         delay = self._backoff[slot]
         self._backoff[slot] = min(LONGEST_BACKOFF, delay * 2)
-        self._due[slot] = now + delay
+        self._due[slot] = time.monotonic() + delay
+        return delay
+
+    def _respawn(self, child: _Child, slot: int, code: int) -> None:
+        if time.monotonic() - child.started >= STABLE_AFTER:
+            self._backoff[slot] = FIRST_BACKOFF
+        delay = self._delay(slot)
         logger.error(
             "a worker ended and is replaced",
             extra={"data": {"slot": slot, "pid": child.pid, "exit": code, "in_seconds": delay}},

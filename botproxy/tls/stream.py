@@ -91,6 +91,8 @@ class TlsStream(SocketStream):
     """A byte stream over an established TLS connection."""
 
     sock: ssl.SSLSocket
+    _pending_error: OSError | None = None
+    """Why the connection broke behind what was received; raised by the next receive."""
 
     def peer_alert(self) -> str | None:
         """The alert with which the peer broke the connection, if it did."""
@@ -101,8 +103,7 @@ class TlsStream(SocketStream):
         try:
             self.sock.unwrap()
             # Both sides have said close_notify. The socket would now pass plain bytes: read no more.
-            self._pause()
-            self.ended = True
+            self._end()
         except ssl.SSLWantReadError:
             pass  # ours is sent, the peer's is still to come
         except ssl.SSLError:
@@ -115,6 +116,8 @@ class TlsStream(SocketStream):
     def _recv(self) -> bytes | None:
         if self._discarding:
             return self._recv_sealed()
+        if self._pending_error is not None:
+            raise self._pending_error
         try:
             data = self.sock.recv(READ_SIZE)
             if len(data) < _BULK:
@@ -141,6 +144,8 @@ class TlsStream(SocketStream):
                 size += len(parts[-1])
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
             pass  # an end of stream is reported again by the next read
+        except OSError as error:
+            self._pending_error = error  # what came before it is still good
         return b"".join(parts)
 
     def _send(self, data: bytes | bytearray) -> int:
@@ -171,18 +176,20 @@ async def accept(
 
     Raises HandshakeFailed; TimeoutError at `deadline`; OSError when the connection broke.
     """
-    with Readiness(sock, loop, deadlines, deadline) as readiness:
-        foreign = await _wait_for_hello(sock, readiness)
-        tls = listener.wrap_socket(
-            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-        )
-        assert isinstance(tls, AcceptedSocket)
-        tls.foreign_protocols = foreign
-        try:
+    tls: ssl.SSLSocket | None = None
+    try:
+        with Readiness(sock, loop, deadlines, deadline) as readiness:
+            foreign = await _wait_for_hello(sock, readiness)
+            tls = listener.wrap_socket(
+                sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
+            assert isinstance(tls, AcceptedSocket)
+            tls.foreign_protocols = foreign
             await _shake(tls, readiness)
-        except BaseException:
+    except BaseException:
+        if tls is not None:  # the socket is no longer the caller's
             tls.close()
-            raise
+        raise
     return TlsStream(tls, loop, deadlines)
 
 

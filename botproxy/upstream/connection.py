@@ -151,7 +151,9 @@ class UpstreamConnection:
     @property
     def is_reusable(self) -> bool:
         """Whether this exchange ended so cleanly that another may follow."""
-        return self._may_reuse and self.request_sent and self.body_complete and not self.stream.peek()
+        stream = self.stream
+        alive = not stream.ended and stream.error is None and not stream.peek()
+        return self._may_reuse and self.request_sent and self.body_complete and alive
 
     def is_quiet(self) -> bool:
         """Whether the bot said nothing and did not leave while the connection was idle."""

@@ -15,8 +15,8 @@ from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 
 from tests.e2e.conftest import Start
-from tests.harness import Bot, Proxied, free_port
-from tests.wire import OK, Message, Wire, get
+from tests.harness import Bot, Proxied, descriptors_of, free_port
+from tests.wire import OK, PATIENCE, Message, Wire, get
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 HANDSHAKE = (
@@ -371,3 +371,25 @@ def test_traffic_in_one_direction_keeps_a_tunnel(bot: BotFor, client: Wire) -> N
     client.send(get("/", *HANDSHAKE))
     assert client.read_message().status == 101
     assert client.read_exactly(5) == b"xxxxx"
+
+
+def test_a_client_that_stops_reading_is_let_go(start: Start, trust: ssl.SSLContext) -> None:
+    """Its place is free again after the patience for writes, although it keeps its connection open."""
+
+    def flood(wire: Wire) -> None:
+        wire.read_message()
+        wire.send(switching())
+        while True:
+            wire.send(b"x" * 65536)
+
+    with Bot(flood) as bot:
+        front = start(bot.url, timeouts={"write": "300ms"})
+        (worker,) = front.workers()
+        before = descriptors_of(worker)
+        with front.connect(trust) as client:
+            client.send(get("/", *HANDSHAKE))
+            client.read_until(b"\r\n\r\n")
+            bot.wait_for(lambda: bot.connections == 1 and bot.open == 0)
+            deadline = time.monotonic() + PATIENCE
+            while descriptors_of(worker) > before:
+                assert time.monotonic() < deadline, "the connection is still held"

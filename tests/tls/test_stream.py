@@ -1,0 +1,140 @@
+"""TLS on a bare socket, where it differs from a bare socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from botproxy.config.schema import Tls
+from botproxy.net.deadlines import Deadlines
+from botproxy.net.stream import StreamClosed
+from botproxy.tls import stream as tls
+from botproxy.tls.context import certificate_context, listener_context, sealed_memfd
+from botproxy.tls.stream import TlsStream
+from tests.certs import Authority
+
+Story = Callable[[TlsStream], Awaitable[None]]
+
+
+class Chosen:
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+
+
+@pytest.fixture(scope="module")
+def listener(ca: Authority) -> ssl.SSLContext:
+    issued = ca.issue("localhost")
+    served = Chosen(certificate_context([sealed_memfd(issued.chain_pem + issued.key_pem)]))
+    context = listener_context(Tls())
+    tls.install(context, lambda _: served)
+    return context
+
+
+def tell(
+    listener: ssl.SSLContext, ca: Authority, client: Callable[[ssl.SSLSocket], None], story: Story
+) -> None:
+    """`client` in a thread, `story` with the accepted stream."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+
+    def run() -> None:
+        with ca.trust().wrap_socket(far, server_hostname="localhost") as sock:
+            client(sock)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        deadlines = Deadlines(loop)
+        stream = await tls.accept(near, listener, loop, deadlines, loop.time() + 5)
+        try:
+            await story(stream)
+        finally:
+            stream.shut()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 10))
+    thread.join(5)
+
+
+async def everything(stream: TlsStream) -> bytes:
+    data = b""
+    while more := await stream.read():
+        data += more
+    return data
+
+
+def test_what_came_before_a_broken_end_is_delivered(listener: ssl.SSLContext, ca: Authority) -> None:
+    """A peer that closes without close_notify: the end is no orderly one, and nothing before it is lost."""
+
+    def client(sock: ssl.SSLSocket) -> None:
+        sock.sendall(b"x" * 40_000)
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # no close_notify
+
+    async def story(stream: TlsStream) -> None:
+        got = bytearray()
+
+        async def read_on() -> None:
+            while more := await stream.read():
+                got.extend(more)
+
+        with pytest.raises(StreamClosed):
+            await read_on()
+        assert len(got) == 40_000
+
+    tell(listener, ca, client, story)
+
+
+def test_close_notify_is_the_orderly_end(listener: ssl.SSLContext, ca: Authority) -> None:
+    def client(sock: ssl.SSLSocket) -> None:
+        sock.sendall(b"last")
+        sock.settimeout(0.2)
+        with pytest.raises((TimeoutError, ssl.SSLError)):
+            sock.unwrap()
+
+    async def story(stream: TlsStream) -> None:
+        assert await everything(stream) == b"last"
+
+    tell(listener, ca, client, story)
+
+
+def test_after_our_end_the_peer_is_still_heard(listener: ssl.SSLContext, ca: Authority) -> None:
+    def client(sock: ssl.SSLSocket) -> None:
+        assert sock.recv(10) == b""
+        sock.sendall(b"heard?")
+
+    async def story(stream: TlsStream) -> None:
+        stream.send_end()
+        assert await stream.read() == b"heard?"
+
+    tell(listener, ca, client, story)
+
+
+def test_the_peers_alert_is_kept(listener: ssl.SSLContext, tmp_path: Path) -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+
+    def client() -> None:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            ssl.create_default_context().wrap_socket(far, server_hostname="localhost")
+        far.close()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(tls.HandshakeFailed) as caught:
+            await tls.accept(near, listener, loop, Deadlines(loop), loop.time() + 5)
+        assert caught.value.alert == "unknown_ca"
+        assert caught.value.sni == "localhost"
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 10))
+    thread.join(5)
