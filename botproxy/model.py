@@ -8,7 +8,6 @@ Nothing here does I/O or decides anything.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 Field = tuple[bytes, bytes, bytes]
 """(lower-case name, name as sent, value without surrounding whitespace)."""
@@ -84,35 +83,6 @@ class TlsInfo:
     """Seconds from the first byte of the hello to the end of the handshake."""
     hsts: bool
     """Whether the certificate served is one that HSTS may be promised for."""
-
-
-class ExchangeStream(Protocol):
-    """One request and the way to answer it, whatever carries it."""
-
-    async def read_body(self) -> bytes:
-        """The next piece of the request body; empty at its end. Raises ClientError."""
-
-    @property
-    def body_complete(self) -> bool:
-        """Whether the whole request body was read."""
-
-    def send_continue(self) -> None:
-        """`100 Continue`, at most once, and only if the client asked for it."""
-
-    def send_head(self, status: int, fields: list[Field], length: int | None) -> None:
-        """The response head. `length` None: unknown, framed as the client's version allows."""
-
-    def send_body(self, data: bytes) -> None:
-        """A piece of the response body; call `drain` before the next."""
-
-    async def drain(self) -> None:
-        """Wait until the client took enough. Raises SlowReader, ClientGone."""
-
-    def finish(self) -> None:
-        """The response is complete."""
-
-    def abort(self) -> None:
-        """The response cannot be completed: the client must not mistake it for complete."""
 
 
 @dataclass(slots=True)

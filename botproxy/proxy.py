@@ -31,7 +31,7 @@ from botproxy.model import Field, Record, RequestHead, ResponseHead
 from botproxy.net.deadlines import Deadlines
 from botproxy.net.stream import StreamClosed, StreamTimeout
 from botproxy.policy import refusals
-from botproxy.policy.headers import TowardBot, TowardClient, client_address
+from botproxy.policy.headers import TowardBot, TowardClient, client_address, new_request_id
 from botproxy.policy.routes import RouteTable
 from botproxy.upstream.connection import UpstreamConnection
 from botproxy.upstream.dial import Dialer
@@ -124,7 +124,7 @@ class Proxy:
 
     def refuse(self, exchange: Exchange, error: errors.ProxyError) -> None:
         """Answer a request that has no valid head."""
-        exchange.record.id = self._toward_bot.request_id(exchange.peer, [])
+        exchange.record.id = new_request_id()
         self._fail(exchange, error)
         exchange.record.total = monotonic() - exchange.record.started
         self._record(exchange.record)

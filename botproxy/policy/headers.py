@@ -100,7 +100,7 @@ class TowardBot:
             given = [value for lower, _, value in fields if lower == b"x-request-id"]
             if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
                 return given[0].decode("ascii")
-        return os.urandom(8).hex()
+        return new_request_id()
 
     def __call__(self, head: RequestHead, peer: Peer, client: str, scheme: bytes, request_id: str) -> bytes:
         """The block of a request. Raises BadRequest for names that would mislead the bot.
@@ -145,6 +145,11 @@ class TowardBot:
         if len(self._fates) < _KNOWN_NAMES and len(lower) <= _KNOWN_NAME_LENGTH:
             self._fates[lower] = fate
         return fate
+
+
+def new_request_id() -> str:
+    """16 hex digits that nobody can guess."""
+    return os.urandom(8).hex()
 
 
 def _is_ours(lower: bytes) -> bool:

@@ -20,7 +20,7 @@ from botproxy.http.exchange import Exchange
 from botproxy.http.h1 import Kept
 from botproxy.model import Field, Record, RequestHead, make_field
 from botproxy.policy import refusals
-from botproxy.policy.headers import TowardBot, TowardClient
+from botproxy.policy.headers import TowardClient, new_request_id
 
 CHALLENGE_PATH = b"/.well-known/acme-challenge/"
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]{1,128}")  # RFC 8555 8.3: base64url
@@ -36,7 +36,6 @@ class Plain:
         https_port: int,
         webroot: str | None,
         serves: Callable[[str], bool],
-        toward_bot: TowardBot,
         toward_client: TowardClient,
         record: Callable[[Record], None],
     ) -> None:
@@ -44,14 +43,13 @@ class Plain:
         self._https_port = https_port
         self._webroot = Path(webroot) / ".well-known/acme-challenge" if webroot else None
         self._serves = serves
-        self._toward_bot = toward_bot
         self._toward_client = toward_client
         self._record = record
 
     async def handle(self, exchange: Exchange, kept: dict[str, Kept]) -> None:
         head = exchange.head
         assert head is not None
-        exchange.record.id = self._toward_bot.request_id(exchange.peer, [])
+        exchange.record.id = new_request_id()
         exchange.record.route = "plain"
         if not exchange.body_complete:
             exchange.close_after()  # bodies are never read here
@@ -67,7 +65,7 @@ class Plain:
 
     def refuse(self, exchange: Exchange, error: errors.ProxyError) -> None:
         """Answer a request that has no valid head."""
-        exchange.record.id = self._toward_bot.request_id(exchange.peer, [])
+        exchange.record.id = new_request_id()
         self._fail(exchange, error)
         self._finish(exchange)
 

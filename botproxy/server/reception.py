@@ -29,7 +29,7 @@ from botproxy.net.deadlines import Deadlines
 from botproxy.net.readiness import Readiness
 from botproxy.net.stream import SocketStream
 from botproxy.policy import refusals
-from botproxy.policy.headers import TowardBot, TowardClient
+from botproxy.policy.headers import TowardClient, new_request_id
 from botproxy.server.census import Census
 from botproxy.server.listener import Listener
 from botproxy.server.sockets import Bound
@@ -74,7 +74,7 @@ class Reception:
         self._log_handshake = log_handshake
         self._timeouts = config.timeouts
         self._trusted = config.trusted_proxies
-        self._toward_bot, self._toward_client = TowardBot(config), TowardClient(config)
+        self._toward_client = TowardClient(config)
         self._handshake_limit = config.limits.handshakes
         self._settings = Settings.of(config.limits, config.timeouts)
         self._listeners: list[Listener] = []
@@ -265,9 +265,7 @@ class Reception:
 
     async def _answer_plain_http(self, sock: socket.socket, peer: Peer, started: float) -> None:
         error = errors.PlainHttp()
-        record = Record(
-            id=self._toward_bot.request_id(peer, []), peer=peer, client=peer.address, started=started
-        )
+        record = Record(id=new_request_id(), peer=peer, client=peer.address, started=started)
         record.status, fields, body = refusals.render(error, record.id, None)
         record.error, record.bytes_out = error.code, len(body)
         block = self._toward_client(fields, tls_hsts=False, host="", date=http_date())

@@ -38,7 +38,6 @@ FAILED = 1
 MISCONFIGURED = 2
 CRASHED = 70
 """Exit status of a child that ended by an error of ours (EX_SOFTWARE)."""
-READY = b"ready\n"
 START_PATIENCE = 30.0
 """Seconds within which every process must be ready at the start."""
 LONGEST_SLEEP = 5.0

@@ -25,7 +25,7 @@ from botproxy.model import Record
 from botproxy.net.deadlines import Deadlines
 from botproxy.observe import access, logs
 from botproxy.observe.writer import LineWriter
-from botproxy.policy.headers import TowardBot, TowardClient
+from botproxy.policy.headers import TowardClient
 from botproxy.policy.routes import RouteTable
 from botproxy.proxy import Proxy
 from botproxy.server.census import Census, SharedLimiter
@@ -110,7 +110,6 @@ class Worker:
             https_port,
             config.acme_webroot,
             self._serves,
-            TowardBot(config),
             TowardClient(config),
             self._log,
         )
