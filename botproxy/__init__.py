@@ -5,15 +5,36 @@ Processes
     supervisor            one thread, no event loop; may run as root
       |  owns the listening sockets (an SO_REUSEPORT set for each worker slot, kept over the death
       |  of a worker), the listener's SSLContext (without a certificate; its ticket keys outlive
-      |  certificates and workers), the counts all workers share, signals, forks, replacements
-      |-- keeper          reads and validates the certificates, hands them to the workers, answers
-      |                   `botproxy health`. The only process that reads private keys from disk.
+      |  certificates and workers), the admin socket, the counts all workers share, signals, forks,
+      |  replacements, and shifts: new workers with new ticket keys beside the old ones, which drain
+      |-- keeper          watches, judges and keeps the certificates, rolls them out to the workers, answers
+      |                   the admin socket. The only process that reads private keys from disk.
       '-- worker x N      uvloop: accept, handshake, HTTP, policy, bot. Never root; opens no
                           certificate file, gets each pair as a sealed memfd from the keeper.
 
-    Keeper and worker talk over one SOCK_SEQPACKET socketpair per slot (`keeper.channel`), made by the
-    supervisor before it forks, so that either end can be replaced. The link between supervisor and child
-    carries `ready` one way, and its end of file tells a child that the supervisor died.
+    What they say to each other is small JSON packets over SOCK_SEQPACKET, file descriptors beside them
+    (`control`). Every child has a link to the supervisor, whose end tells either side that the other is
+    gone. Every worker has a channel to the keeper, of which the supervisor keeps both ends, so that a
+    keeper that died is replaced without a worker noticing. A channel belongs to one worker, not to its
+    slot: while two of a slot live, nothing meant for one reaches the other.
+
+The road of a certificate
+
+    keeper.watch      something may have changed: the kernel says so, or it is time to look
+    keeper.schedule   when to look
+    keeper.renewal    reads twice until nothing moves, and from here on one certificate at a time
+    keeper.appraisal      tls.rules   what is wrong with it
+                          tls.guard   is it worse than the one that is served
+                          tls.proof   does OpenSSL serve it, to every name, in every version
+    keeper.rollout        prepare     every worker loads and proves it beside the one in use
+                          ledger      it is the last good one, on disk
+                          commit      every worker flips one reference
+                          probes      the listener is asked until every worker has shown it
+    keeper.ledger     the audit
+
+    Each certificate is in one state (`keeper.states`); every way out but the last leaves what is served
+    as it was. Sets are named by what is in them, so a keeper that was killed anywhere is replaced by one
+    that offers the same again, and nothing happens twice.
 
 The road of a request
 
@@ -40,6 +61,7 @@ Layers, each importing only from those above it or from its own folder (`tests/t
     policy tls.certificates tls.rules       decisions: values in, values out, no I/O, no clock
     net                                     bytes over sockets, deadlines, the PROXY header
     config tls http observe                 files, handshakes, messages, logs
+    control                                 what the processes say to each other
     upstream                                the bot
     proxy                                   one request, in order
     keeper                                  certificates, health
@@ -50,7 +72,11 @@ Decisions that shape the rest
 
     TLS is OpenSSL on the bare socket (`tls.stream`), not the loop's transport: less CPU and memory for a
     connection, and the peer's alert survives. A certificate is swapped by one reference, asked in every
-    handshake; a context in use is never changed.
+    handshake; a context in use is never changed. Ticket keys cannot be set from Python, so new ones mean
+    a new listener context and new workers forked with it.
+
+    The content of a file decides, never its time. A listener that cannot be reached proves nothing about
+    a certificate, so only a wrong answer rolls one back.
 
     Streams receive as soon as bytes arrive, up to a bound, also while nobody reads, so a client that
     leaves is noticed at once. All deadlines are numbers looked at by one sweep (`net.deadlines`).
@@ -63,7 +89,7 @@ Decisions that shape the rest
     become another's answer.
 
     Limits on connections and rates hold for the program, not for each worker: their counts live in shared
-    memory (`server.census`).
+    memory (`server.census`), a row for each worker, those that drain included.
 """
 
 __version__ = "0.1.0"

@@ -14,9 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent / "botproxy"
 LAYERS = [  # import only from rows above, or from your own folder
     {"errors", "model", "reasons", "config.schema", "config.units", "config.values", "config.conflicts"},
-    {"policy", "tls.certificates", "tls.rules", "tls.pem"},
+    {"policy", "tls.certificates", "tls.rules", "tls.pem", "tls.lifetime", "tls.guard"},
     {"net"},
     {"config", "tls", "http", "observe"},
+    {"control"},
     {"upstream"},
     {"proxy"},
     {"keeper"},
@@ -27,7 +28,8 @@ LAYERS = [  # import only from rows above, or from your own folder
 PURE = (
     *("errors", "model", "reasons", "policy", "http.head", "http.body", "net.proxy_protocol"),
     *("config.schema", "config.units", "config.values", "config.conflicts"),
-    *("tls.certificates", "tls.rules", "tls.pem", "tls.hello"),
+    *("tls.certificates", "tls.rules", "tls.pem", "tls.hello", "tls.lifetime", "tls.guard"),
+    *("keeper.states", "keeper.naming"),
 )
 FORBIDDEN_IN_PURE = {"asyncio", "socket", "ssl", "threading", "subprocess", "time", "logging"}
 MAX_LINES = 500

@@ -24,9 +24,8 @@ from botproxy.cli import report
 from botproxy.cli.verb import Verb
 from botproxy.config.load import Draft, draft_file
 from botproxy.errors import ConfigError, Problem
-from botproxy.keeper.load import Located, examine_certificates, prove_certificates
+from botproxy.keeper.load import Loaded, Located, examine_certificates, prove_certificates
 from botproxy.server.privileges import PrivilegeError, worker_account
-from botproxy.tls.certificates import Certificate
 from botproxy.tls.context import listener_context
 from botproxy.upstream.dial import verifications
 
@@ -104,16 +103,12 @@ def examine(path: str, now: datetime) -> Verdict:
     examined = examine_certificates(draft.config, now, draft.positions)
     unservable = list(examined.problems)
     servable = examined.servable()
-    if servable.certificates:
+    if servable:
         try:
             prove_certificates(draft.config, servable, listener_context(draft.config.tls))
         except ConfigError as wrong:
             unservable += wrong.problems
-    files = dict(zip(draft.positions, draft.config.certificates, strict=True))
-    entries = tuple(
-        _entry(index, files[index].chain, certificate, examined.findings, now)
-        for index, certificate in examined.certificates
-    )
+    entries = tuple(_entry(loaded, examined.findings, now) for loaded in examined.certificates)
     failed = unservable or any(located.finding.severity == "error" for located in examined.findings)
     exit_code = CONFIGURATION_WRONG if problems else CERTIFICATES_WRONG if failed else FINE
     return Verdict(exit_code, (*problems, *unservable), entries)
@@ -162,13 +157,11 @@ def _account(draft: Draft) -> Iterator[Problem]:
         yield Problem(where, "user", says, "name another account, such as nobody")
 
 
-def _entry(
-    index: int, file: str, certificate: Certificate, findings: Sequence[Located], now: datetime
-) -> Entry:
-    path = f"certificates[{index}]"
+def _entry(loaded: Loaded, findings: Sequence[Located], now: datetime) -> Entry:
+    certificate = loaded.certificate
     return Entry(
-        path=path,
-        file=file,
+        path=loaded.path,
+        file=loaded.entry.chain,
         names=certificate.names,
         issuer=certificate.issuer,
         key_type=certificate.key_type,
@@ -184,7 +177,7 @@ def _entry(
                 located.finding.fix,
             )
             for located in findings
-            if located.path == path
+            if located.path == loaded.path
         ),
     )
 

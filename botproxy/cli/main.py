@@ -25,6 +25,9 @@ VERBS = {
     "serve": Entry("serve a bot over HTTPS", "botproxy.cli.serve"),
     "check": Entry("check a configuration and its certificates; changes nothing", "botproxy.cli.check"),
     "health": Entry("ask the running botproxy whether it serves", "botproxy.cli.health"),
+    "cert": Entry("show, reload and roll back the certificates of the running botproxy", "botproxy.cli.cert"),
+    "reload": Entry("have the running botproxy read its certificates again", "botproxy.cli.reload"),
+    "tickets": Entry("renew the session ticket keys of the running botproxy", "botproxy.cli.tickets"),
 }
 
 EXAMPLES = (
@@ -64,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         code = botproxy.main(arguments, prog_name="botproxy", standalone_mode=False)
     except ConfigError as problems:
         report.configuration(problems)
+        return 2
+    except click.exceptions.NoArgsIsHelpError as bare:
+        click.echo(bare.format_message())
         return 2
     except click.UsageError as wrong:
         report.error(*_in_our_words(wrong))

@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     says: str
     """One line of help."""
     module: str
-    """Where `command`, a `Verb`, is defined."""
+    """Where its `command`, a `Verb` or `Verbs`, is defined; `module:name` for another name."""
 
 
 class WrongUsage(click.UsageError):
@@ -63,8 +63,9 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.table:
             return None
-        command = importlib.import_module(self.table[cmd_name].module).command
-        assert isinstance(command, Verb)
+        module, _, attribute = self.table[cmd_name].module.partition(":")
+        command = getattr(importlib.import_module(module), attribute or "command")
+        assert isinstance(command, Verb | Verbs)
         return command
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

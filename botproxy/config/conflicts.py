@@ -49,6 +49,7 @@ def contradictions(document: Mapping[str, object]) -> list[Fault]:
     faults += unreachable([_reach(route) for route in routes])
     if targets:
         faults += astray(routes, list(targets))
+    faults += namesakes(_entries(document, "certificates"))
     return faults + twice(_mapping(_mapping(document.get("headers")).get("set")))
 
 
@@ -136,6 +137,28 @@ def unreachable(routes: Sequence[Reach]) -> list[Fault]:
                     at=("routes", index),
                 )
             )
+    return faults
+
+
+def namesakes(certificates: Sequence[object]) -> list[Fault]:
+    """Certificates with the `name` of an earlier one."""
+    seen: dict[object, int] = {}
+    faults = []
+    for index, certificate in enumerate(certificates):
+        name = _mapping(certificate).get("name")
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            faults.append(
+                Fault(
+                    "each name once",
+                    found=f"the name of certificates[{seen[name]}] again",
+                    hint="leave `name` out: the path of the file makes one",
+                    at=("certificates", index, "name"),
+                    against=("certificates", seen[name], "name"),
+                )
+            )
+        seen.setdefault(name, index)
     return faults
 
 

@@ -40,6 +40,7 @@ from botproxy.config.values import (
     Account,
     Address,
     AdminSocket,
+    CertificateName,
     Cidr,
     FileName,
     HeaderName,
@@ -119,6 +120,19 @@ class Certificate(Section):
     """PEM file: the private key."""
     password_file: FileName | None = None
     """File with the passphrase of an encrypted key."""
+    name: CertificateName | None = None
+    """What `botproxy cert` calls it, and its directory in `state_dir`; made of the file's path by default."""
+    allow_regression: Flag = False
+    """Serve whatever the files hold and can be served, also when it is worse than what was served before."""
+
+
+class Watch(Section):
+    """How changed certificate files are noticed."""
+
+    events: Flag = True
+    """Be told by the kernel (inotify); where that is not possible the files are only polled."""
+    poll: Duration = 10.0
+    """The files are read again after this long, told or not: network file systems tell nothing."""
 
 
 class Tls(Section):
@@ -129,6 +143,8 @@ class Tls(Section):
     strict_sni: Flag = False
     """Refuse unknown names (alert unrecognized_name), and clients without SNI as well, instead of serving
     the first certificate."""
+    ticket_rotation: DurationOrZero = 12 * 3600.0
+    """After this long, give or take a tenth, workers with new session ticket keys take over. 0: never."""
 
 
 # Upstreams and routes
@@ -323,10 +339,12 @@ class Config(Section):
     user: Account | None = None
     """Account of the workers when started as root; by default `botproxy` where it exists, else `nobody`."""
     state_dir: FileName | None = None
-    """Where the admin socket and the development CA live; `/var/lib/botproxy` for root, else
-    `$XDG_STATE_HOME/botproxy`."""
+    """Where accepted certificates, the admin socket and the development CA live; `/var/lib/botproxy` for
+    root, else `$XDG_STATE_HOME/botproxy`."""
     certificates: Annotated[tuple[Certificate, ...], Field(min_length=1)]
     """Pairs of `chain` and `key`; the first serves clients that name no host or an unknown one."""
+    watch: Watch = Watch()
+    """How changed certificate files are noticed."""
     tls: Tls = Tls()
     """What is spoken on `listen`."""
     upstreams: Annotated[dict[UpstreamName, Upstream], Field(min_length=1)] = {
@@ -378,7 +396,15 @@ class Config(Section):
         return route.upstream or next(iter(self.upstreams))
 
 
-_JUDGED: Final = {"listen", "plain_listen", "acme_webroot", "upstreams", "routes", "headers"}
+_JUDGED: Final = {
+    "listen",
+    "plain_listen",
+    "acme_webroot",
+    "certificates",
+    "upstreams",
+    "routes",
+    "headers",
+}
 
 
 def contradictions_in(document: Mapping[str, object]) -> list[Fault]:

@@ -332,6 +332,7 @@ Url = Annotated[str, AfterValidator(_url), _text(f"{_URL.pattern}|{_SOCKET.patte
 Host = Annotated[str, AfterValidator(route_host), _text(r"[!-~]+")]
 RoutePath = Annotated[str, AfterValidator(route_path), _text(_ROUTE_PATH.pattern), Mark.SECRET]
 UpstreamName = Annotated[str, AfterValidator(upstream_name), _text(_UPSTREAM_NAME.pattern)]
+CertificateName = Annotated[str, AfterValidator(upstream_name), _text(_UPSTREAM_NAME.pattern)]
 HeaderName = Annotated[str, AfterValidator(header_name), _text(_HEADER_NAME.pattern)]
 HeaderValue = Annotated[str, AfterValidator(_header_value), Mark.SECRET]
 Account = Annotated[str, AfterValidator(_account), _text(_ACCOUNT.pattern)]

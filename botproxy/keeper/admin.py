@@ -1,10 +1,10 @@
-"""The admin endpoint: two questions over HTTP on a Unix socket of mode 0600.
+"""The admin endpoint: HTTP on a Unix socket of mode 0600, which only the owner may use.
 
-`GET /-/live` is answered as long as the keeper runs, `GET /-/ready` with 200 when every
-worker serves the current certificates, otherwise 503. It reads one request per
-connection, only GET and HEAD, changes nothing and shows no secret. h11 is the parser.
+One request for each connection, without a body, answered in JSON; h11 is the parser. What
+is answered is decided in `keeper.answers`. The supervisor binds the socket and keeps it,
+so that questions wait while a keeper is replaced.
 
-Before: `keeper.process`. Asked by `botproxy health` and by people with curl.
+Before: `keeper.process`. Asked by `botproxy health`, `cert` and `tickets`, and by people with curl.
 """
 
 from __future__ import annotations
@@ -15,43 +15,20 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
 
 import h11
 
 from botproxy.errors import ConfigError, Problem
 
 DEADLINE = 5.0
-"""Seconds for a whole connection."""
+"""Seconds for a request to arrive, and for its answer to leave."""
 MAX_HEAD = 8 * 1024
 MAX_PATH = 107
 """Bytes of a Unix socket's path (sun_path of Linux, less its NUL)."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerReport:
-    slot: int
-    pid: int | None
-    generation: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateReport:
-    names: tuple[str, ...]
-    not_after: str
-    """ISO 8601, UTC."""
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `/-/ready` answers."""
-
-    ready: bool
-    workers: tuple[WorkerReport, ...]
-    certificates: tuple[CertificateReport, ...]
 
 
 def bind(path: Path) -> socket.socket:
@@ -85,46 +62,53 @@ def bind(path: Path) -> socket.socket:
     return sock
 
 
-async def serve(sock: socket.socket, report: Callable[[], Report]) -> asyncio.Server:
+Answer = Callable[[str, str, Mapping[str, Sequence[str]]], Awaitable[tuple[int, dict[str, Any]]]]
+"""Status and JSON object for a method, a path, and the values of each query parameter."""
+
+
+async def serve(sock: socket.socket, answer: Answer) -> asyncio.Server:
     """Answer on the listening socket `sock`, which the returned server takes over."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(DEADLINE):
-                if answer := await _exchange(reader, report):
-                    writer.write(answer)
+            if data := await _exchange(reader, answer):
+                writer.write(data)
+                async with asyncio.timeout(DEADLINE):
                     await writer.drain()
         except (TimeoutError, OSError):
             pass  # a client that is slow or gone gets nothing
         finally:
             writer.close()
 
-    return await asyncio.start_unix_server(connected, sock=sock)
+    # Not start_unix_server, which since Python 3.13 removes the path when it ends.
+    return await asyncio.start_server(connected, sock=sock)
 
 
 # Private
 
 
-async def _exchange(reader: asyncio.StreamReader, report: Callable[[], Report]) -> bytes:
+async def _exchange(reader: asyncio.StreamReader, answer: Answer) -> bytes:
     """The bytes to answer with; none when the client left without a request."""
     connection = h11.Connection(h11.SERVER)
-    body: dict[str, object]
+    body: dict[str, Any]
     head = False
     received = 0
     try:
-        while (event := connection.next_event()) is h11.NEED_DATA and received <= MAX_HEAD:
-            data = await reader.read(MAX_HEAD)
-            received += len(data)
-            connection.receive_data(data)
+        async with asyncio.timeout(DEADLINE):
+            while (event := connection.next_event()) is h11.NEED_DATA and received <= MAX_HEAD:
+                data = await reader.read(MAX_HEAD)
+                received += len(data)
+                connection.receive_data(data)
         if received > MAX_HEAD:  # h11 limits only heads that it has not got whole
             status, body = 431, {"error": "the request head is too large"}
         elif isinstance(event, h11.Request):
             head = event.method == b"HEAD"
-            status, body = _answer(event, report)
+            status, body = await _answer(event, answer)
         else:
             return b""
     except h11.RemoteProtocolError:
         status, body = 400, {"error": "the request is not valid HTTP/1.1"}
+    allow = body.pop("allow", None)
     content = json.dumps(body).encode("ascii") + b"\n"
     headers = [
         ("Content-Type", "application/json"),
@@ -133,23 +117,23 @@ async def _exchange(reader: asyncio.StreamReader, report: Callable[[], Report]) 
         ("Cache-Control", "no-store"),
         ("Connection", "close"),
     ]
-    if status == 405:
-        headers.append(("Allow", "GET, HEAD"))
-    answer = connection.send(h11.Response(status_code=status, headers=headers)) or b""
-    return answer if head else answer + (connection.send(h11.Data(data=content)) or b"")
+    if allow is not None:
+        headers.append(("Allow", allow))
+    sent = connection.send(h11.Response(status_code=status, headers=headers)) or b""
+    return sent if head else sent + (connection.send(h11.Data(data=content)) or b"")
 
 
-def _answer(request: h11.Request, report: Callable[[], Report]) -> tuple[int, dict[str, object]]:
-    if request.method not in (b"GET", b"HEAD"):
-        return 405, {"error": "only GET and HEAD are answered"}
-    if {name for name, _ in request.headers} & {b"content-length", b"transfer-encoding"}:
+async def _answer(request: h11.Request, answer: Answer) -> tuple[int, dict[str, Any]]:
+    fields = dict(request.headers)
+    if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
         return 400, {"error": "a request without a body was expected"}
-    if request.target == b"/-/live":
-        return 200, {"live": True}
-    if request.target == b"/-/ready":
-        now = report()
-        return (200 if now.ready else 503), asdict(now)
-    return 404, {"error": "known are /-/live and /-/ready"}
+    path, _, query = request.target.decode("ascii").partition("?")
+    method = "GET" if request.method == b"HEAD" else request.method.decode("ascii")
+    try:
+        parameters = parse_qs(query, keep_blank_values=True, max_num_fields=100)
+    except ValueError:
+        return 400, {"error": "the query has too many parameters"}
+    return await answer(method, path, parameters)
 
 
 def _remove_stale(path: Path) -> None:

@@ -1,33 +1,31 @@
-"""The configured certificates, read, parsed and judged; with every problem at once.
+"""The configured certificates, parsed and judged together; with every problem at once.
 
-Shared by the keeper at its start and by `botproxy check`: both see the same findings.
-Whatever makes a certificate unservable ends in one `ConfigError`; the rest is reported
-and the certificates are served.
+Shared by the keeper and by `botproxy check`: both see the same findings. What makes a
+certificate unservable is a problem, the rest is said. Which certificate may replace which
+is `keeper.appraisal`'s decision.
 
-Before: `keeper.source`, `tls.certificates`, `tls.rules`. After: `keeper.process`.
+Before: `keeper.source`, `tls.certificates`, `tls.rules`. After: `keeper.boot`, `cli.check`.
 """
 
 from __future__ import annotations
 
 import os
 import ssl
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography import x509
-from cryptography.utils import CryptographyDeprecationWarning
-
 from botproxy.config.schema import Certificate as Entry
 from botproxy.config.schema import Config
 from botproxy.errors import ConfigError, Problem
-from botproxy.keeper.source import read_pair
+from botproxy.keeper.appraisal import distrusted_chain, system_roots
+from botproxy.keeper.source import Pair, read_pair
 from botproxy.tls import rules
 from botproxy.tls.certificates import Certificate, assemble
-from botproxy.tls.context import CertificateSet, ProbeFailed, hand, prove
+from botproxy.tls.context import CertificateSet, hand
 from botproxy.tls.pem import CertificateError, read_chain, read_key
+from botproxy.tls.proof import ProofFailed, prove
 from botproxy.tls.rules import Finding
 
 
@@ -44,43 +42,31 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The certificates, in the order of the configuration, and what is to be said about them."""
+    """A certificate, and where the configuration speaks of it."""
 
-    certificates: tuple[Certificate, ...]
-    findings: tuple[Located, ...]
+    index: int
+    """In the configuration file."""
+    entry: Entry
+    certificate: Certificate
+
+    @property
+    def path(self) -> str:
+        return f"certificates[{self.index}]"
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
     """The certificates that can be read, and everything wrong with them and with the others."""
 
-    certificates: tuple[tuple[int, Certificate], ...]
-    """Each with its index in `Config.certificates`."""
+    certificates: tuple[Loaded, ...]
     findings: tuple[Located, ...]
     problems: tuple[Problem, ...]
     """Why the others cannot be read."""
 
-    def servable(self) -> Loaded:
+    def servable(self) -> list[Certificate]:
         """Those that no finding stops."""
         stopped = {located.path for located in self.findings if located.finding.stops}
-        fine = (each for index, each in self.certificates if f"certificates[{index}]" not in stopped)
-        return Loaded(tuple(fine), self.findings)
-
-
-def load_certificates(config: Config, now: datetime) -> Loaded:
-    """Every certificate of `config`. Raises ConfigError with all problems that stop the start."""
-    examined = examine_certificates(config, now)
-    problems = [
-        *examined.problems,
-        *(
-            Problem(located.file, located.path, located.finding.sentence, located.finding.fix)
-            for located in examined.findings
-            if located.finding.stops
-        ),
-    ]
-    if problems:
-        raise ConfigError(problems)
-    return examined.servable()
+        return [each.certificate for each in self.certificates if each.path not in stopped]
 
 
 def examine_certificates(config: Config, now: datetime, positions: Sequence[int] = ()) -> Examined:
@@ -89,70 +75,28 @@ def examine_certificates(config: Config, now: datetime, positions: Sequence[int]
     `positions` are their indices in the file, where that has others that are left out here.
     """
     problems: list[Problem] = []
-    loaded: list[tuple[int, Certificate]] = []
+    loaded: list[Loaded] = []
     findings: list[Located] = []
-    files: dict[int, str] = {}
-    for index, entry in zip(positions or range(len(config.certificates)), config.certificates, strict=True):
+    files = dict(zip(positions or range(len(config.certificates)), config.certificates, strict=True))
+    for index, entry in files.items():
         path = f"certificates[{index}]"
-        files[index] = entry.chain
         try:
-            certificate, about_files = _load(entry, path)
+            pair = read_pair(entry, path)
+            loaded.append(Loaded(index, entry, parse_pair(entry, path, pair)))
         except ConfigError as error:
             problems += error.problems
             continue
-        loaded.append((index, certificate))
-        findings += (Located(path, entry.chain, finding) for finding in about_files)
+        findings += (Located(path, entry.chain, finding) for finding in pair.findings)
     everything = not problems and list(files) == list(range(len(files)))
-    findings += _judge(config, loaded, files, now, everything=everything)
+    findings += judge(config, loaded, now, everything=everything)
     return Examined(tuple(loaded), tuple(findings), tuple(problems))
 
 
-def prove_certificates(config: Config, loaded: Loaded, listener: ssl.SSLContext) -> None:
-    """Load everything into OpenSSL and shake hands with it, as a worker will.
+def parse_pair(entry: Entry, path: str, pair: Pair) -> Certificate:
+    """The certificate in what was read for `entry`, which stands at `path`.
 
-    `listener` is only read. Raises ConfigError when OpenSSL cannot serve what was loaded.
+    Raises ConfigError with a problem for each file that is not what it should be.
     """
-    with ExitStack() as stack:
-        handed = [hand(certificate) for certificate in loaded.certificates]
-        for each in handed:
-            stack.callback(os.close, each.fd)
-        try:
-            prove(CertificateSet.load(handed, config.tls.strict_sni), listener)
-        except (ssl.SSLError, ProbeFailed) as error:
-            reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-            raise ConfigError(
-                [
-                    Problem(
-                        where="",
-                        path="certificates",
-                        says=f"OpenSSL cannot serve the configured certificates: {reason}",
-                        hint="get a certificate with an ECDSA P-256 or RSA 2048 key",
-                    )
-                ]
-            ) from None
-
-
-def system_roots() -> list[x509.Certificate] | None:
-    """The CAs that this system trusts; None when it has no list of them."""
-    roots = []
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_default_certs()
-    with warnings.catch_warnings():
-        # Old roots with odd serial numbers are the distribution's affair, not the operator's.
-        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-        for der in context.get_ca_certs(binary_form=True):
-            try:
-                roots.append(x509.load_der_x509_certificate(der))
-            except ValueError:
-                continue  # OpenSSL is more lenient; no certificate of today leads to such a root
-    return roots or None
-
-
-# Private
-
-
-def _load(entry: Entry, path: str) -> tuple[Certificate, tuple[Finding, ...]]:
-    pair = read_pair(entry, path)
     problems: list[Problem] = []
     chain = key = None
     try:
@@ -166,26 +110,19 @@ def _load(entry: Entry, path: str) -> tuple[Certificate, tuple[Finding, ...]]:
     if chain is None or key is None:
         raise ConfigError(problems)
     try:
-        return assemble(chain, key), pair.findings
+        return assemble(chain, key)
     except CertificateError as error:
         raise ConfigError([_problem(entry, path, error)]) from None
 
 
-def _problem(entry: Entry, path: str, error: CertificateError) -> Problem:
-    file = entry.chain if error.part == "chain" else entry.key
-    return Problem(where=file, path=f"{path}.{error.part}", says=error.sentence, hint=error.fix)
-
-
-def _judge(
-    config: Config,
-    loaded: Sequence[tuple[int, Certificate]],
-    files: Mapping[int, str],
-    now: datetime,
-    *,
-    everything: bool,
+def judge(
+    config: Config, loaded: Sequence[Loaded], now: datetime, *, everything: bool = True
 ) -> list[Located]:
-    """`everything`: no certificate is missing in `loaded`, one that may have the name of a host."""
-    certificates = [certificate for _, certificate in loaded]
+    """What is to be said about certificates together.
+
+    `everything`: no certificate is missing in `loaded`, one that may have the name of a host.
+    """
+    certificates = [each.certificate for each in loaded]
     hosts = dict.fromkeys(host for route in config.routes for host in route.hosts)
     # Who asks for a name that no certificate covers gets the first one.
     uncovered = [host for host in hosts if not any(certificate.covers(host) for certificate in certificates)]
@@ -194,7 +131,8 @@ def _judge(
     every_host = any(not route.hosts for route in config.routes)
     unused = () if every_host else rules.unused(certificates, list(hosts))
     located = []
-    for position, (index, certificate) in enumerate(loaded):
+    for position, each in enumerate(loaded):
+        certificate = each.certificate
         findings = rules.examine(certificate, now, uncovered if everything and position == 0 else (), roots)
         if position in shadowed:
             findings.append(
@@ -214,5 +152,40 @@ def _judge(
                     "name one of its hosts in `routes`, or remove it from the configuration",
                 )
             )
-        located += [Located(f"certificates[{index}]", files[index], f) for f in findings]
+        if not any(finding.severity == "error" for finding in findings):
+            findings += filter(None, [distrusted_chain(certificate, roots)])
+        located += [Located(each.path, each.entry.chain, finding) for finding in findings]
     return located
+
+
+def prove_certificates(config: Config, certificates: Sequence[Certificate], listener: ssl.SSLContext) -> None:
+    """Load everything into OpenSSL and shake hands with it, as a worker will.
+
+    `listener` is only read. Raises ConfigError when OpenSSL cannot serve what was loaded.
+    """
+    with ExitStack() as stack:
+        handed = [hand(certificate) for certificate in certificates]
+        for each in handed:
+            stack.callback(os.close, each.fd)
+        try:
+            prove(CertificateSet.load(handed, config.tls.strict_sni), listener)
+        except (ssl.SSLError, ProofFailed) as error:
+            reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+            raise ConfigError(
+                [
+                    Problem(
+                        where="",
+                        path="certificates",
+                        says=f"OpenSSL cannot serve the configured certificates: {reason}",
+                        hint="get a certificate with an ECDSA P-256 or RSA 2048 key",
+                    )
+                ]
+            ) from None
+
+
+# Private
+
+
+def _problem(entry: Entry, path: str, error: CertificateError) -> Problem:
+    file = entry.chain if error.part == "chain" else entry.key
+    return Problem(where=file, path=f"{path}.{error.part}", says=error.sentence, hint=error.fix)

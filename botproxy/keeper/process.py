@@ -1,11 +1,11 @@
 """The keeper process, from the fork to its end.
 
-Loads and proves the configured certificates once, then hands them to every worker that
-says hello and answers the admin endpoint, until SIGTERM or the supervisor's death.
-It reads private keys, so it never talks to the network. Problems go to the operator
-log; the exit code says what kind they are.
+Decides what is served from the start (`keeper.boot`), hands it to every worker that the
+supervisor announces, and then watches over it: files, workers, dates, the admin
+endpoint. It reads private keys, so it talks to nobody but its own listener. Problems go
+to the operator log; the exit code says what kind they are.
 
-Before: `server.supervisor`, which forks. After: `keeper.rollout`, `keeper.admin`.
+Before: `server.supervisor`, which forks. After: `keeper.renewal`, `keeper.workers`.
 """
 
 from __future__ import annotations
@@ -17,56 +17,65 @@ import signal
 import socket
 import ssl
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from botproxy.config.schema import Config
-from botproxy.config.state import admin_socket, make_state_dir
-from botproxy.errors import ConfigError
-from botproxy.keeper import admin
-from botproxy.keeper.admin import CertificateReport, Report, WorkerReport
-from botproxy.keeper.load import Loaded, load_certificates, prove_certificates
-from botproxy.keeper.rollout import Rollout
-from botproxy.tls.context import Handed, hand
+from botproxy.config.state import state_dir
+from botproxy.control import link, packets
+from botproxy.control.packets import PacketError
+from botproxy.errors import ConfigError, Problem
+from botproxy.keeper import admin, vigil
+from botproxy.keeper.answers import Answers
+from botproxy.keeper.boot import begin
+from botproxy.keeper.ledger import Ledger
+from botproxy.keeper.lineage import Lineage
+from botproxy.keeper.load import Loaded, judge, prove_certificates
+from botproxy.keeper.probes import Endpoint
+from botproxy.keeper.renewal import Renewals
+from botproxy.keeper.rollout import Roller
+from botproxy.keeper.store import Store
+from botproxy.keeper.watch import Watch
+from botproxy.keeper.workers import Offer, Workers
 
 logger = logging.getLogger(__name__)
 
 DONE = 0
 MISCONFIGURED = 2
 
-_FIRST_GENERATION = 1
-_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO}
+ROTATION_PATIENCE = 60.0
+"""Seconds in which new workers with new ticket keys must serve."""
 
 
 def run(
     config: Config,
     listener: ssl.SSLContext,
-    channels: Sequence[socket.socket],
-    ready_fd: int,
-    life_fd: int,
+    endpoint: Endpoint | None,
+    control: socket.socket,
+    admin_sock: socket.socket | None,
 ) -> int:
     """Be the keeper; returns the exit code of the process: 0 when told to stop, 2 for wrong input.
 
-    `listener` is only read. `channels` are the keeper's ends, one per worker slot, closed at the end.
-    `ready_fd` is written the line `ready`; `life_fd` ends (EOF) when the supervisor does. They may be
-    one socket, and stay the caller's.
+    `listener` is only read. `endpoint` is where clients come in; None when that is no TCP socket.
+    `control` is the keeper's end of its link; its end is the supervisor's. Both sockets are taken over.
     """
     _be_the_keeper()
-    with ExitStack() as stack:
-        try:
-            loaded = load_certificates(config, datetime.now(UTC))
-            prove_certificates(config, loaded, listener)
-            _report_findings(loaded)
-            sock = _bind_admin(config, stack)
-        except ConfigError as error:
-            for problem in error.problems:
-                data = {"problem": str(problem), "hint": problem.hint}
-                logger.error("the certificates or the admin socket cannot be used", extra={"data": data})
-            return MISCONFIGURED
-        handed = [hand(certificate) for certificate in loaded.certificates]
-        for each in handed:
-            stack.callback(os.close, each.fd)
-        asyncio.run(_serve(loaded, handed, channels, sock, ready_fd, life_fd))
+    store = Store(state_dir(config) / "certs")
+    now = datetime.now(UTC)
+    try:
+        lineages = begin(config, store, listener, now)
+        certificates = [lineage.active.certificate for lineage in lineages]
+        prove_certificates(config, certificates, listener)
+        offer = _first_offer(lineages)
+    except ConfigError as error:
+        for problem in error.problems:
+            data = {"problem": str(problem), "hint": problem.hint}
+            logger.error("the certificates cannot be used", extra={"data": data})
+        return MISCONFIGURED
+    _report(config, lineages, now)
+    try:
+        asyncio.run(_Keeper(config, listener, endpoint, control, store, lineages, offer).run(admin_sock))
+    finally:
+        control.close()
     return DONE
 
 
@@ -83,62 +92,111 @@ def _be_the_keeper() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _bind_admin(config: Config, stack: ExitStack) -> socket.socket | None:
-    path = admin_socket(config)
-    if path is None:
-        return None
-    if config.admin is None:
-        make_state_dir(config)
-    sock = admin.bind(path)
-    stack.callback(path.unlink, missing_ok=True)
-    return sock
-
-
-def _report_findings(loaded: Loaded) -> None:
-    for located in loaded.findings:
-        finding = located.finding
-        data = {
-            "path": located.path,
-            "file": located.file,
-            "rule": finding.rule,
-            "says": finding.sentence,
-            "hint": finding.fix,
-        }
-        logger.log(_LEVELS[finding.severity], "about a certificate", extra={"data": data})
-
-
-async def _serve(
-    loaded: Loaded,
-    handed: Sequence[Handed],
-    channels: Sequence[socket.socket],
-    sock: socket.socket | None,
-    ready_fd: int,
-    life_fd: int,
-) -> None:
-    loop = asyncio.get_running_loop()
-    over = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, over.set)
-    loop.add_reader(life_fd, over.set)
-    rollout = Rollout(_FIRST_GENERATION, handed, channels)
-    server = await admin.serve(sock, lambda: _report(loaded, rollout)) if sock else None
+def _first_offer(lineages: Sequence[Lineage]) -> Offer:
     try:
-        os.write(ready_fd, b"ready\n")
-        logger.info("certificates are loaded", extra={"data": {"certificates": len(handed)}})
-        await over.wait()
-    except BrokenPipeError:
-        pass  # the supervisor is gone
-    finally:
-        rollout.close()
-        loop.remove_reader(life_fd)
-        if server is not None:
-            server.close()
+        return Offer.of([lineage.active.certificate for lineage in lineages])
+    except PacketError as error:
+        raise ConfigError([Problem("", "certificates", str(error), "spread the names over more")]) from None
 
 
-def _report(loaded: Loaded, rollout: Rollout) -> Report:
-    return Report(
-        ready=rollout.is_complete,
-        workers=tuple(WorkerReport(slot.index, slot.pid, slot.serving) for slot in rollout.slots),
-        certificates=tuple(
-            CertificateReport(c.names, c.not_after.isoformat(), c.fingerprint) for c in loaded.certificates
-        ),
-    )
+def _report(config: Config, lineages: Sequence[Lineage], now: datetime) -> None:
+    """What is to be said about what is served from the start."""
+    loaded = [Loaded(each.index, each.entry, each.active.certificate) for each in lineages]
+    for located in judge(config, loaded, now):
+        vigil.say_finding(located.path, located.file, located.finding)
+    for lineage in lineages:
+        vigil.note_stage(lineage, now)
+        vigil.say_last_good(lineage)
+
+
+class _Keeper:
+    """Everything that runs on the keeper's loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        listener: ssl.SSLContext,
+        endpoint: Endpoint | None,
+        control: socket.socket,
+        store: Store,
+        lineages: Sequence[Lineage],
+        offer: Offer,
+    ) -> None:
+        self._control = control
+        self._lineages = lineages
+        self._store = store
+        self._workers = Workers(offer)
+        roller = Roller(self._workers, endpoint, self._replace)
+        self._renewals = Renewals(config, lineages, Ledger(store), roller, listener)
+        files = [file for lineage in lineages for file in lineage.files]
+        self._watch = Watch(files, config.watch, self._renewals.notice)
+        self._rotations: list[asyncio.Future[str]] = []
+
+    async def run(self, admin_sock: socket.socket | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, self._over.set)
+        self._control.setblocking(False)
+        loop.add_reader(self._control, self._on_link)
+        server = None
+        if admin_sock is not None:
+            answers = Answers(
+                self._lineages, self._renewals, self._workers, self._watch, self._store, self._rotate
+            )
+            server = await admin.serve(admin_sock, answers)
+        data = {"certificates": len(self._lineages)}
+        logger.info("certificates are loaded", extra={"data": data})
+        self._tell(link.Ready())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                jobs = [tasks.create_task(self._renewals.run()), tasks.create_task(self._watch.run())]
+                await self._over.wait()
+                for job in jobs:
+                    job.cancel()
+        finally:
+            loop.remove_reader(self._control)
+            self._workers.close()
+            if server is not None:
+                server.close()
+
+    def _on_link(self) -> None:
+        try:
+            message = link.from_supervisor(self._control)
+        except PacketError as error:
+            logger.error("bad message from the supervisor", extra={"data": {"why": str(error)}})
+            return
+        except (EOFError, OSError):
+            self._over.set()  # the supervisor is gone
+            return
+        match message:
+            case link.Joined(slot=slot, pid=pid, fd=fd):
+                self._workers.join(slot, pid, socket.socket(fileno=fd))
+            case link.Reload():
+                self._renewals.notice("signal")
+            case link.Rotated(problem=problem):
+                for waiting in self._rotations:
+                    if not waiting.done():
+                        waiting.set_result(problem)
+                self._rotations.clear()
+            case _:
+                pass
+
+    def _tell(self, message: link.ToSupervisor) -> None:
+        try:
+            packets.send(self._control, message)
+        except OSError:
+            self._over.set()  # the supervisor is gone
+
+    def _replace(self, pid: int, why: str) -> None:
+        logger.error("a worker is replaced", extra={"data": {"pid": pid, "why": why}})
+        self._tell(link.Replace(pid, why))
+
+    async def _rotate(self) -> str:
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._rotations.append(done)
+        self._tell(link.Rotate())
+        try:
+            async with asyncio.timeout(ROTATION_PATIENCE):
+                return await done
+        except TimeoutError:
+            return "the new workers did not serve in time"

@@ -1,153 +1,184 @@
-"""Which worker serves which generation of certificates, and how a generation gets there.
+"""Brings every worker to a new set of certificates, or leaves all of them where they were.
 
-One slot per worker, which outlives its workers. A worker says hello and is offered the
-current generation; when it has loaded and proven all of it, it is told to serve it.
-Two steps, so that many workers can be brought to the second only when all took the
-first. Nothing is read from disk here, and no certificate is judged.
+Two phases: all prepare, which includes a handshake in the worker, and only then one
+after the other commits. A worker that refuses stops the rollout for all, one that does not
+answer is replaced. Between the phases the caller writes down what is about to be
+served. Then the listener is asked, and a wrong answer is mended: told again, the
+worker replaced, at last everything rolled back.
 
-Before: `keeper.process`. After: the worker, over `keeper.channel`.
+Before: `keeper.renewal`. Uses `keeper.workers`, `keeper.probes`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import socket
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import assert_never
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from botproxy.keeper import channel
-from botproxy.keeper.channel import ChannelError, Commit, Hello, Message, Prepare, Prepared, Refused, Serving
-from botproxy.tls.context import Handed
+from botproxy.keeper.probes import Endpoint, Question, ask_all
+from botproxy.keeper.workers import Offer, Workers
 
-logger = logging.getLogger(__name__)
+PREPARE_PATIENCE = 5.0
+"""Seconds in which a worker loads and proves a set; it takes milliseconds."""
+COMMIT_PATIENCE = 5.0
+REPLACED_PATIENCE = 20.0
+"""Seconds in which the replacement of a worker serves."""
+TRIES = 3
+
+Result = Literal["active", "unverified", "refused", "unanswered", "rolled_back"]
+"""`unverified`: everybody says that they serve it, and the listener could not be asked.
+`unanswered`: no worker was there; nothing was changed."""
+Phase = Literal["preparing", "committed", "verifying"]
 
 
+@dataclass(slots=True)
 class Rollout:
-    """The current generation and the workers that get it."""
+    """How one went."""
+
+    result: Result
+    reason: str = ""
+    """Why it is not `active`."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each phase took."""
+    replaced: int = 0
+    """Workers that had to be replaced."""
+    workers: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """Process ids at the end, with the fingerprints each serves."""
+
+
+class Roller:
+    """Carries rollouts out, one at a time."""
 
     def __init__(
-        self, generation: int, certificates: Sequence[Handed], channels: Sequence[socket.socket]
+        self, workers: Workers, endpoint: Endpoint | None, replace: Callable[[int, str], None]
     ) -> None:
-        loop = asyncio.get_running_loop()
-        self.generation = generation
-        self.slots = [Slot(index, sock, loop, self._heard) for index, sock in enumerate(channels)]
-        self._certificates = tuple(certificates)
+        """`endpoint`: the listener to ask; None when there is none that can be. `replace` ends a worker."""
+        self._workers = workers
+        self._endpoint = endpoint
+        self._replace = replace
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every worker serves the current generation."""
-        return all(slot.serving == self.generation for slot in self.slots)
-
-    def close(self) -> None:
-        for slot in self.slots:
-            slot.close()
-
-    def _heard(self, slot: Slot, message: Message) -> None:
-        if isinstance(message, Hello):
-            slot.greet(message.pid)
-            self._offer(slot, message.pid)
-            return
-        if message.pid != slot.pid:
-            return  # a worker that was replaced and had not stopped talking
-        match message:
-            case Prepared(pid=pid, generation=generation):
-                if generation == self.generation:
-                    slot.send(Commit(pid, generation))
-            case Refused():
-                data = _data(slot, message) | {"generation": message.generation, "why": message.reason[:500]}
-                logger.error("a worker refuses the certificates", extra={"data": data})
-            case Serving():
-                self._note_serving(slot, message)
-            case Prepare() | Commit():
-                logger.error("a worker talks like the keeper", extra={"data": _data(slot, message)})
-            case _:
-                assert_never(message)
-
-    def _offer(self, slot: Slot, pid: int) -> None:
-        count = len(self._certificates)
-        for index, certificate in enumerate(self._certificates):
-            slot.send(Prepare(pid, self.generation, index, count, certificate))
-
-    def _note_serving(self, slot: Slot, message: Serving) -> None:
-        ours = {certificate.fingerprint for certificate in self._certificates}
-        if message.generation == self.generation and not ours.issuperset(message.fingerprints):
-            logger.error("a worker serves other certificates", extra={"data": _data(slot, message)})
-            return
-        slot.serving = message.generation
-        data = _data(slot, message) | {"generation": message.generation}
-        logger.info("a worker serves the certificates", extra={"data": data})
-
-
-class Slot:
-    """The keeper's end of the channel of one worker slot; takes over the socket."""
-
-    def __init__(
+    async def run(
         self,
-        index: int,
-        sock: socket.socket,
-        loop: asyncio.AbstractEventLoop,
-        heard: Callable[[Slot, Message], None],
-    ) -> None:
-        sock.setblocking(False)
-        self.index = index
-        # Of the worker that is there
-        self.pid: int | None = None
-        self.serving: int | None = None
-        """Generation, once the worker said that it serves it."""
-        # Of the channel
-        self._sock = sock
-        self._loop = loop
-        self._heard = heard
-        self._outgoing: deque[Message] = deque()
-        loop.add_reader(sock, self._read)
+        offer: Offer,
+        asked: Sequence[Question],
+        persist: Callable[[], Awaitable[None]],
+        entered: Callable[[Phase], None],
+    ) -> Rollout:
+        """Bring everybody to `offer`; it is the current set afterwards if the result says so.
 
-    def greet(self, pid: int) -> None:
-        """A worker came; whatever was meant for one before it is dropped."""
-        self.pid = pid
-        self.serving = None
-        self._outgoing.clear()
+        `persist` is called between the phases. `entered` is told of each phase. The offer that did not
+        become current, or no longer is, was closed when this returns.
+        """
+        before, rollout = self._workers.current, Rollout("active")
+        began = time.monotonic()
+        entered("preparing")
+        if not await self._prepare(offer, rollout):
+            self._workers.withdraw(offer)
+            return rollout
+        began = _lap(rollout, "preparing", began)
+        await persist()
+        entered("committed")
+        self._workers.make_current(offer)
+        serving = await self._serve(offer, rollout)
+        began = _lap(rollout, "committing", began)
+        entered("verifying")
+        if serving:
+            await self._verify(offer, asked, rollout)
+        _lap(rollout, "verifying", began)
+        if rollout.result == "rolled_back":
+            self._workers.offer(before)
+            self._workers.make_current(before)
+            await self._workers.until(lambda: self._workers.all_serve, COMMIT_PATIENCE)
+            self._workers.withdraw(offer)
+        else:
+            self._workers.withdraw(before)
+        rollout.workers = tuple((worker.pid, worker.fingerprints) for worker in self._workers.present)
+        return rollout
 
-    def send(self, message: Message) -> None:
-        """Queue `message`; it leaves as soon as the socket takes it."""
-        self._outgoing.append(message)
-        self._flush()
+    async def _prepare(self, offer: Offer, rollout: Rollout) -> bool:
+        workers = self._workers
+        await workers.until(lambda: bool(workers.present), PREPARE_PATIENCE)
+        crew = workers.present
+        workers.offer(offer)
 
-    def close(self) -> None:
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
-        self._sock.close()
+        def answered() -> bool:
+            there = set(workers.present)
+            return all(worker.has_answered(offer.set) for worker in crew if worker in there)
 
-    def _flush(self) -> None:
-        while self._outgoing:
-            try:
-                channel.send(self._sock, self._outgoing[0])
-            except BlockingIOError:
-                self._loop.add_writer(self._sock, self._flush)
+        await workers.until(answered, PREPARE_PATIENCE)
+        refused = next((worker for worker in crew if worker.refused and not worker.prepared), None)
+        if refused is not None and refused.refused is not None:
+            rollout.result, rollout.reason = "refused", refused.refused.reason
+            return False
+        for worker in workers.present:
+            if worker in crew and not worker.has_answered(offer.set):
+                self._end(worker.pid, rollout, "it did not answer while certificates were prepared")
+        if not any(worker.prepared == offer.set for worker in crew):
+            rollout.result, rollout.reason = "unanswered", "no worker answered"
+            return False
+        return True
+
+    async def _serve(self, offer: Offer, rollout: Rollout) -> bool:
+        """Until everybody says that they serve `offer`; whoever does not is replaced once."""
+        workers = self._workers
+        if await workers.until(lambda: workers.all_serve, COMMIT_PATIENCE):
+            return True
+        ended = {worker.pid for worker in workers.present if worker.serving != offer.set}
+        for pid in ended:
+            self._end(pid, rollout, "it did not take over the certificates")
+        await self._replacements(ended)
+        if workers.all_serve:
+            return True
+        rollout.result, rollout.reason = "rolled_back", "workers do not take over the certificates"
+        if not workers.present:
+            rollout.result, rollout.reason = "unverified", "there is no worker"
+        return False
+
+    async def _verify(self, offer: Offer, asked: Sequence[Question], rollout: Rollout) -> None:
+        """Ask the listener; mend what is wrong."""
+        workers = self._workers
+        if self._endpoint is None:
+            rollout.result, rollout.reason = "unverified", "there is no listener that can be asked"
+            return
+        for attempt in range(TRIES + 1):
+            answers = await ask_all(self._endpoint, asked, workers)
+            missing = {worker.pid for worker in workers.present} - answers.right
+            if not missing and not answers.wrong:
                 return
-            except OSError as error:
-                data = {"slot": self.index, "why": error.strerror}
-                logger.error("the channel to a worker is broken", extra={"data": data})
-                self._outgoing.clear()
+            if not answers.is_reachable:
                 break
-            self._outgoing.popleft()
-        self._loop.remove_writer(self._sock)
+            if attempt < TRIES - 1:
+                workers.offer(offer)  # told again; whoever has prepared it is told to serve it
+                await workers.until(lambda: all(w.has_answered(offer.set) for w in workers.present), 1.0)
+            elif attempt < TRIES:
+                ended = set(answers.wrong) or missing
+                for pid in ended:
+                    self._end(pid, rollout, "the listener does not show what it says it serves")
+                await self._replacements(ended)
+        if answers.wrong:
+            rollout.result = "rolled_back"
+            rollout.reason = f"the listener shows something else: {next(iter(answers.wrong.values()))}"
+        else:
+            rollout.result = "unverified"
+            rollout.reason = "not every worker could be asked over the listener"
+            if answers.is_foreign:
+                rollout.reason += "; another program answers on the same port"
 
-    def _read(self) -> None:
-        try:
-            message = channel.receive(self._sock)
-        except ChannelError as error:
-            data = {"slot": self.index, "why": str(error)}
-            logger.error("bad message from a worker", extra={"data": data})
-            return
-        except (EOFError, OSError):
-            # The supervisor keeps the other end open for the next worker; it is gone or going.
-            self._loop.remove_reader(self._sock)
-            return
-        if message is not None:
-            self._heard(self, message)
+    async def _replacements(self, ended: set[int]) -> None:
+        workers = self._workers
+
+        def serve() -> bool:
+            return workers.all_serve and ended.isdisjoint(worker.pid for worker in workers.present)
+
+        await workers.until(serve, REPLACED_PATIENCE)
+
+    def _end(self, pid: int, rollout: Rollout, why: str) -> None:
+        rollout.replaced += 1
+        self._replace(pid, why)
 
 
-def _data(slot: Slot, message: Message) -> dict[str, object]:
-    return {"slot": slot.index, "pid": message.pid}
+def _lap(rollout: Rollout, phase: str, began: float) -> float:
+    now = time.monotonic()
+    rollout.seconds[phase] = now - began
+    return now

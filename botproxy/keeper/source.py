@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import grp
+import hashlib
 import os
 import pwd
 import shlex
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 from botproxy.config import schema
 from botproxy.errors import ConfigError, Problem
+from botproxy.keeper.paths import mounted_alone, obstacle
 from botproxy.tls.pem import MAX_SIZE
 from botproxy.tls.rules import Finding
 
@@ -32,10 +34,18 @@ class Pair:
     key: bytes
     password: bytes | None
     findings: tuple[Finding, ...]
-    """Secrets that others can read."""
+    """What is odd about the files, whatever they hold."""
 
     def __repr__(self) -> str:
         return f"Pair(chain={len(self.chain)} bytes)"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that was read: what decides whether anything has changed."""
+        hashed = hashlib.sha256()
+        for part in (self.chain, self.key, self.password or b""):
+            hashed.update(len(part).to_bytes(8, "big") + part)
+        return hashed.hexdigest()
 
 
 def read_pair(entry: schema.Certificate, path: str) -> Pair:
@@ -56,6 +66,8 @@ def read_pair(entry: schema.Certificate, path: str) -> Pair:
             return None
         if secret and mode & 0o077:
             findings.append(_open_to_others(file, mode))
+        if mounted_alone(file):
+            findings.append(_mounted_alone(file))
         return data
 
     chain = read("chain", entry.chain, secret=False)
@@ -63,12 +75,24 @@ def read_pair(entry: schema.Certificate, path: str) -> Pair:
     password = read("password_file", entry.password_file, secret=True)
     if chain is None or key is None or problems:
         raise ConfigError(problems)
-    if password is not None:
-        password = password.removesuffix(b"\n").removesuffix(b"\r")
-    return Pair(chain, key, password, tuple(findings))
+    return Pair(chain, key, None if password is None else _line(password), tuple(findings))
+
+
+def read_password(entry: schema.Certificate) -> bytes | None:
+    """The password of `entry` alone; None when there is none to be had."""
+    if entry.password_file is None:
+        return None
+    try:
+        return _line(_read(entry.password_file)[0])
+    except _Unreadable:
+        return None
 
 
 # Private
+
+
+def _line(content: bytes) -> bytes:
+    return content.removesuffix(b"\n").removesuffix(b"\r")
 
 
 class _Unreadable(Exception):
@@ -115,6 +139,16 @@ def _open_to_others(file: str, mode: int) -> Finding:
     )
 
 
+def _mounted_alone(file: str) -> Finding:
+    return Finding(
+        "mounted_alone",
+        "warning",
+        f'"{file}" is mounted as a single file (a bind mount, subPath in Kubernetes): '
+        "a renewed file that takes its place outside never appears here",
+        "mount the directory that holds it instead",
+    )
+
+
 def _why(file: str, error: OSError) -> _Unreadable:
     """The sentence for a file that could not be opened."""
     if error.errno == errno.ELOOP:
@@ -123,29 +157,29 @@ def _why(file: str, error: OSError) -> _Unreadable:
         return _Unreadable(
             f"the file cannot be opened ({error.strerror})", f"see namei -l {shlex.quote(file)}"
         )
-    obstacle = _obstacle(file)
+    stopped = obstacle(file)
     if error.errno == errno.ENOENT:
         return _Unreadable(
-            f'"{obstacle}" does not exist', "correct the path; certbot certificates lists what there is"
+            f'"{stopped}" does not exist', "correct the path; certbot certificates lists what there is"
         )
     if error.errno == errno.ENOTDIR:
-        return _Unreadable(f'"{obstacle}" is not a directory', "correct the path")
-    return _forbidden(file, obstacle)
+        return _Unreadable(f'"{stopped}" is not a directory', "correct the path")
+    return _forbidden(file, stopped)
 
 
-def _forbidden(file: str, obstacle: str) -> _Unreadable:
+def _forbidden(file: str, stopped: str) -> _Unreadable:
     try:
-        status = os.stat(obstacle)
+        status = os.stat(stopped)
     except OSError:
-        return _Unreadable(f'permission denied at "{obstacle}"', f"see namei -l {shlex.quote(file)}")
+        return _Unreadable(f'permission denied at "{stopped}"', f"see namei -l {shlex.quote(file)}")
     uid, gid = os.geteuid(), os.getegid()
     owner = f"{stat.filemode(status.st_mode)} {_user(status.st_uid)}:{_group(status.st_gid)}"
-    if os.access(obstacle, _needed(status.st_mode), effective_ids=True):
+    if os.access(stopped, _needed(status.st_mode), effective_ids=True):
         return _Unreadable(
-            f'uid {uid} may not open it although the modes allow it ("{obstacle}" is {owner})',
+            f'uid {uid} may not open it although the modes allow it ("{stopped}" is {owner})',
             "look for a rule of SELinux, AppArmor or systemd that forbids it",
         )
-    if os.path.abspath(obstacle).startswith("/etc/letsencrypt/"):
+    if os.path.abspath(stopped).startswith("/etc/letsencrypt/"):
         fix = (
             "start botproxy as root (its workers give up all rights), or let a group in, which certbot keeps "
             "on renewal: chmod 755 /etc/letsencrypt/live /etc/letsencrypt/archive; "
@@ -153,34 +187,11 @@ def _forbidden(file: str, obstacle: str) -> _Unreadable:
             "chmod 640 /etc/letsencrypt/archive/*/privkey*.pem"
         )
     elif stat.S_ISDIR(status.st_mode):
-        fix = f"chgrp {_group(gid)} {shlex.quote(obstacle)}; chmod g+x {shlex.quote(obstacle)}"
+        fix = f"chgrp {_group(gid)} {shlex.quote(stopped)}; chmod g+x {shlex.quote(stopped)}"
     else:
-        fix = f"chgrp {_group(gid)} {shlex.quote(obstacle)}; chmod 640 {shlex.quote(obstacle)}"
+        fix = f"chgrp {_group(gid)} {shlex.quote(stopped)}; chmod 640 {shlex.quote(stopped)}"
     verb = "enter" if stat.S_ISDIR(status.st_mode) else "read"
-    return _Unreadable(f'uid {uid} (gid {gid}) may not {verb} "{obstacle}" ({owner})', fix)
-
-
-def _obstacle(file: str) -> str:
-    """The first component on the way to `file`, through every link, that cannot be passed."""
-    reached = "/"
-    ahead = os.path.abspath(file).split("/")[1:]
-    for _ in range(256):  # links may lead far, but the kernel has told a circle already
-        if not ahead:
-            break
-        if not os.access(reached, os.X_OK, effective_ids=True) or not os.path.isdir(reached):
-            return reached
-        step = os.path.join(reached, ahead.pop(0))
-        if os.path.islink(step):
-            target = os.path.join(reached, os.readlink(step))
-            # Not normalised: `..` after a link means the parent of where the link leads.
-            reached, ahead = "/", [part for part in target.split("/") if part not in ("", ".")] + ahead
-        elif step.endswith("/.."):
-            reached = os.path.dirname(reached)
-        elif not os.path.lexists(step):
-            return step
-        else:
-            reached = step
-    return reached
+    return _Unreadable(f'uid {uid} (gid {gid}) may not {verb} "{stopped}" ({owner})', fix)
 
 
 def _needed(mode: int) -> int:

@@ -1,9 +1,10 @@
 """Counts that all workers share: connections, and tokens of the rate limits.
 
 Kept in anonymous shared memory made before the fork, so that a limit holds for
-the program and not for each worker. Addresses are hashed into buckets with this
-run's random seed; two addresses share one with probability 1/65536. Every worker
-writes only its own counts of connections. Tokens are written by all without a
+the program and not for each worker. Every worker has a seat, a row that only it
+writes and that is free again when it ended: one that takes over sits beside the one
+that drains. Addresses are hashed into buckets with this run's random seed; two
+addresses share one with probability 1/65536. Tokens are written by all without a
 lock: a lost race admits one request too many, never one too few for ever.
 """
 
@@ -24,43 +25,43 @@ BUCKETS = 65536
 class Census:
     """How many connections are open, in all workers and for each address."""
 
-    def __init__(self, workers: int, total: int, per_address: int) -> None:
-        self._workers = workers
+    def __init__(self, seats: int, total: int, per_address: int) -> None:
+        self._seats = seats
         self._total = total
         self._per_address = per_address
-        # One more than the buckets: the last cell of a worker counts all its connections.
-        self._counts = memoryview(mmap.mmap(-1, workers * (BUCKETS + 1) * 4)).cast("I")
+        # One more than the buckets: the last cell of a row counts all connections of its worker.
+        self._counts = memoryview(mmap.mmap(-1, seats * (BUCKETS + 1) * 4)).cast("I")
 
-    def enter(self, slot: int, address: str, *, exempt: bool = False) -> bool:
-        """Count a connection of worker `slot`, unless a limit forbids it. `exempt`: a trusted proxy."""
+    def enter(self, seat: int, address: str, *, exempt: bool = False) -> bool:
+        """Count a connection of the worker in `seat`, unless a limit forbids it. `exempt`: a trusted proxy."""
         counts, row = self._counts, BUCKETS + 1
-        if sum(counts[worker * row + BUCKETS] for worker in range(self._workers)) >= self._total:
+        if sum(counts[each * row + BUCKETS] for each in range(self._seats)) >= self._total:
             return False
         bucket = _bucket(address)
         if not exempt:
-            here = sum(counts[worker * row + bucket] for worker in range(self._workers))
+            here = sum(counts[each * row + bucket] for each in range(self._seats))
             if here >= self._per_address:
                 return False
-            counts[slot * row + bucket] += 1
-        counts[slot * row + BUCKETS] += 1
+            counts[seat * row + bucket] += 1
+        counts[seat * row + BUCKETS] += 1
         return True
 
-    def leave(self, slot: int, address: str, *, exempt: bool = False) -> None:
+    def leave(self, seat: int, address: str, *, exempt: bool = False) -> None:
         """Take back what `enter` counted."""
         row = BUCKETS + 1
-        self._counts[slot * row + BUCKETS] -= 1
+        self._counts[seat * row + BUCKETS] -= 1
         if not exempt:
-            self._counts[slot * row + _bucket(address)] -= 1
+            self._counts[seat * row + _bucket(address)] -= 1
 
-    def forget(self, slot: int) -> None:
+    def forget(self, seat: int) -> None:
         """A worker died: its connections are gone."""
         row = BUCKETS + 1
-        self._counts[slot * row : (slot + 1) * row] = memoryview(bytes(row * 4)).cast("I")
+        self._counts[seat * row : (seat + 1) * row] = memoryview(bytes(row * 4)).cast("I")
 
     def open(self) -> int:
         """Connections open now, in all workers."""
         row = BUCKETS + 1
-        return sum(self._counts[worker * row + BUCKETS] for worker in range(self._workers))
+        return sum(self._counts[each * row + BUCKETS] for each in range(self._seats))
 
 
 class SharedLimiter:

@@ -2,9 +2,10 @@
 
 Takes what the keeper hands over, loads and proves the whole set beside the one in
 use, and flips a single reference when told to. A set that cannot be loaded is
-refused with the reason, and what was served before goes on being served.
+refused with the reason, and what was served before goes on being served. It also knows
+from which ports the keeper's probes come, and says when one was met.
 
-Before: `keeper.process`. After: `tls.stream`, which asks `select` in every handshake.
+Before: `keeper.workers`. After: `tls.stream`, which asks `select` in every handshake.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import logging
 import os
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 
-from botproxy.keeper import channel
-from botproxy.tls.context import CertificateSet, Handed, ProbeFailed, Served, prove
+from botproxy.control import channel, packets
+from botproxy.control.channel import Commit, Expect, Expecting, Met, Prepare, Prepared, Refused, Serving
+from botproxy.tls.context import CertificateSet, Handed, Served
+from botproxy.tls.proof import ProofFailed, prove
 
 logger = logging.getLogger(__name__)
 
@@ -33,25 +37,30 @@ class Handover:
         loop: asyncio.AbstractEventLoop,
         on_first: Callable[[], None],
     ) -> None:
-        """`on_first` is called when there are certificates for the first time."""
+        """`on_first` is called when there are certificates for the first time. `sock` is taken over."""
+        self.probes: set[int] = set()
+        """Source ports of the keeper's probes that are still to come."""
         self._sock = sock
         self._listener = listener
         self._strict = strict_sni
         self._loop = loop
         self._on_first = on_first
-        self._pid = os.getpid()
         self._arriving: list[Handed] = []
-        self._generation = -1
+        self._set = ""
         self._staged: CertificateSet | None = None
         self._current: CertificateSet | None = None
+        self._unsaid: deque[channel.ToKeeper] = deque()
 
     def start(self) -> None:
-        """Ask for certificates and listen to what the keeper says from now on."""
-        self._loop.add_reader(self._sock.fileno(), self._on_readable)
-        self._say(channel.Hello(self._pid))
+        """Listen to what the keeper says from now on."""
+        self._loop.add_reader(self._sock, self._on_readable)
 
     def stop(self) -> None:
-        self._loop.remove_reader(self._sock.fileno())
+        """Serve what there is, and tell the keeper by the end of the channel that this worker is done."""
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        self._unsaid.clear()
         self._forget_arriving()
 
     def select(self, sni: str | None) -> Served | None:
@@ -62,39 +71,42 @@ class Handover:
         """Whether a certificate covers `host`."""
         return self._current is not None and self._current.serves(host)
 
+    def met(self, port: int) -> None:
+        """The probe from `port` had its handshake."""
+        self.probes.discard(port)
+        self._say(Met(port))
+
     def _on_readable(self) -> None:
-        while True:
+        while self._sock.fileno() >= 0:
             try:
-                message = channel.receive(self._sock)
+                message = channel.from_keeper(self._sock)
             except (EOFError, OSError):
-                # The supervisor keeps both ends open, so this is the end of the program.
-                self._loop.remove_reader(self._sock.fileno())
+                # The supervisor keeps the other end, so this is the end of the program.
+                self._loop.remove_reader(self._sock)
                 return
-            except channel.ChannelError as error:
+            except packets.PacketError as error:
                 logger.error("bad message from the keeper", extra={"data": {"why": str(error)}})
                 continue
-            if message is None:
-                return
-            self._take(message)
+            match message:
+                case None:
+                    return
+                case Prepare():
+                    self._prepare(message)
+                case Commit():
+                    self._commit(message.set)
+                case Expect():
+                    self.probes.clear()
+                    self.probes.update(message.ports)
+                    self._say(Expecting(message.ports))
 
-    def _take(self, message: channel.Message) -> None:
-        if message.pid != self._pid:
-            if isinstance(message, channel.Prepare):
-                os.close(message.certificate.fd)
-            return  # meant for a predecessor in this slot
-        if isinstance(message, channel.Prepare):
-            self._prepare(message)
-        elif isinstance(message, channel.Commit):
-            self._commit(message.generation)
-
-    def _prepare(self, message: channel.Prepare) -> None:
+    def _prepare(self, message: Prepare) -> None:
         if message.index == 0:
             self._forget_arriving()
-            self._generation = message.generation
+            self._set = message.set
         self._arriving.append(message.certificate)
-        if message.generation != self._generation or message.index != len(self._arriving) - 1:
+        if message.set != self._set or message.index != len(self._arriving) - 1:
             self._forget_arriving()
-            self._say(channel.Refused(self._pid, message.generation, "certificates out of order"))
+            self._say(Refused(message.set, "certificates out of order"))
         elif len(self._arriving) == message.count:
             self._stage()
 
@@ -102,31 +114,45 @@ class Handover:
         try:
             staged = CertificateSet.load(self._arriving, self._strict)
             prove(staged, self._listener)
-        except (ProbeFailed, OSError) as error:  # ssl.SSLError is an OSError
-            self._say(channel.Refused(self._pid, self._generation, str(error)))
+        except (ProofFailed, OSError) as error:  # ssl.SSLError is an OSError
+            self._say(Refused(self._set, str(error)))
             return
         finally:
             self._forget_arriving()
         self._staged = staged
-        self._say(channel.Prepared(self._pid, self._generation))
+        self._say(Prepared(self._set))
 
-    def _commit(self, generation: int) -> None:
-        if self._staged is None or generation != self._generation:
+    def _commit(self, set_: str) -> None:
+        if self._staged is None or set_ != self._set:
             return
         first = self._current is None
         self._current, self._staged = self._staged, None
         fingerprints = {finger for served in self._current.each() for finger in served.fingerprints}
         if first:
             self._on_first()
-        self._say(channel.Serving(self._pid, generation, tuple(sorted(fingerprints))))
+        self._say(Serving(set_, tuple(sorted(fingerprints))))
 
     def _forget_arriving(self) -> None:
         for handed in self._arriving:
             os.close(handed.fd)
         self._arriving.clear()
 
-    def _say(self, message: channel.Message) -> None:
-        try:
-            channel.send(self._sock, message)
-        except OSError as error:
-            logger.error("the keeper cannot be told", extra={"data": {"why": os.strerror(error.errno or 0)}})
+    def _say(self, message: channel.ToKeeper) -> None:
+        """What a keeper that is being replaced does not take now, the next one hears."""
+        if self._sock.fileno() >= 0:
+            self._unsaid.append(message)
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._unsaid:
+            try:
+                packets.send(self._sock, self._unsaid[0])
+            except BlockingIOError:
+                self._loop.add_writer(self._sock, self._flush)
+                return
+            except OSError as error:
+                logger.error(
+                    "the keeper cannot be told", extra={"data": {"why": os.strerror(error.errno or 0)}}
+                )
+            self._unsaid.popleft()
+        self._loop.remove_writer(self._sock)

@@ -31,6 +31,7 @@ from botproxy.net.stream import SocketStream
 from botproxy.policy import refusals
 from botproxy.policy.headers import TowardClient, new_request_id
 from botproxy.server.census import Census
+from botproxy.server.handover import Handover
 from botproxy.server.listener import Listener
 from botproxy.server.sockets import Bound
 from botproxy.tls import stream as tls
@@ -54,21 +55,23 @@ class Reception:
     def __init__(
         self,
         config: Config,
-        slot: int,
+        seat: int,
         loop: asyncio.AbstractEventLoop,
         deadlines: Deadlines,
         census: Census,
         context: ssl.SSLContext,
+        handover: Handover,
         applications: tuple[Application, Application],
         log: Callable[[Record], None],
         log_handshake: Callable[[str, tls.HandshakeFailed, float], None],
     ) -> None:
         """`applications`: behind TLS listeners, behind plain ones."""
-        self._slot = slot
+        self._seat = seat
         self._loop = loop
         self._deadlines = deadlines
         self._census = census
         self._context = context
+        self._handover = handover
         self._behind_tls, self._behind_plain = applications
         self._log = log
         self._log_handshake = log_handshake
@@ -124,28 +127,32 @@ class Reception:
         peer = _peer(address, bound.port, self._trusted)
         exempt = peer.trusted
         entered = False
+        probe = peer.port if peer.port in self._handover.probes and _is_our_own(sock, peer) else None
         try:
             try:
                 speaks_for_others = _within(peer.address, bound.proxy_protocol_from)
                 exempt = peer.trusted or speaks_for_others
-                entered = self._census.enter(self._slot, peer.address, exempt=exempt)
-                if entered and speaks_for_others:
+                entered = probe is None and self._census.enter(self._seat, peer.address, exempt=exempt)
+                if speaks_for_others and (entered or probe is not None):
                     balancer, peer = peer, await self._read_proxy_header(sock, peer)
-                    self._census.leave(self._slot, balancer.address, exempt=True)
-                    exempt = peer.trusted
-                    entered = self._census.enter(self._slot, peer.address, exempt=exempt)
-                if not entered:
+                    if entered:
+                        self._census.leave(self._seat, balancer.address, exempt=True)
+                        exempt = peer.trusted
+                        entered = self._census.enter(self._seat, peer.address, exempt=exempt)
+                if not entered and probe is None:
                     raise Refused
                 stream, info = await self._secure(bound, sock, peer)
             finally:
                 self._leave_handshake(asyncio.current_task())
+                if probe is not None:
+                    self._handover.met(probe)
             await self._run(bound, peer, stream, info)
         except (Refused, TimeoutError, OSError):
             pass  # scans, silence, resets: a line for each would let anybody fill the log
         finally:
             sock.close()
             if entered:
-                self._census.leave(self._slot, peer.address, exempt=exempt)
+                self._census.leave(self._seat, peer.address, exempt=exempt)
 
     async def _secure(
         self, bound: Bound, sock: socket.socket, peer: Peer
@@ -286,8 +293,8 @@ class Reception:
         for connection in idle[:SHED_AT_ONCE]:
             connection.drain()
 
-    async def drain(self, patience: float, cut: asyncio.Event) -> int:
-        """Accept no more, answer what is under way; after `patience` seconds, or at `cut`, end the rest.
+    async def drain(self, cut: asyncio.Event) -> int:
+        """Accept no more, answer what is under way; at `cut` end the rest.
 
         Returns how many connections had to be ended.
         """
@@ -297,7 +304,7 @@ class Reception:
         for connection in tuple(self._connections):
             connection.drain()
         ends = {self._loop.create_task(event.wait()) for event in (self._empty, cut)}
-        await asyncio.wait(ends, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
         left = tuple(self._tasks)
@@ -318,6 +325,11 @@ def _peer(address: Any, local_port: int, trusted: Sequence[Network]) -> Peer:
     if host.startswith("::ffff:"):
         host = host.removeprefix("::ffff:")
     return Peer(host, int(address[1]), local_port, _within(host, trusted))
+
+
+def _is_our_own(sock: socket.socket, peer: Peer) -> bool:
+    """Whether the connection comes from the address it goes to: from this machine."""
+    return bool(_peer(sock.getsockname(), 0, ()).address == peer.address)
 
 
 def _within(address: str, networks: Sequence[Network]) -> bool:

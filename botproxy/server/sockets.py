@@ -8,12 +8,14 @@ for a worker that died are served by its replacement. Nothing is accepted here.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from botproxy.config.schema import Listen, Network, split_address
+from botproxy.keeper.probes import Endpoint
 
 BACKLOG = 4096
 """Lowered by the kernel to net.core.somaxconn."""
@@ -32,6 +34,8 @@ class Bound:
     sock: socket.socket
     tls: bool
     proxy_protocol_from: tuple[Network, ...]
+    shared: bool = False
+    """Whether the workers of all slots accept from it: it was opened by somebody else."""
 
     @property
     def port(self) -> int:
@@ -50,8 +54,9 @@ def bind_all(listens: Sequence[Listen], plain: Sequence[Listen], workers: int) -
     try:
         for tls, group in ((True, listens), (False, plain)):
             for listen in (each for entry in group for each in _expand(entry)):
+                shared = listen.address.startswith("fd:")
                 for slot, sock in zip(slots, _bind(listen.address, workers), strict=True):
-                    slot.append(Bound(sock, tls, listen.proxy_protocol_from))
+                    slot.append(Bound(sock, tls, listen.proxy_protocol_from, shared))
     except BaseException:
         close_all(slots)
         raise
@@ -62,6 +67,22 @@ def close_all(slots: Sequence[Sequence[Bound]]) -> None:
     for slot in slots:
         for bound in slot:
             bound.sock.close()
+
+
+def endpoint_of(bounds: Sequence[Bound]) -> Endpoint | None:
+    """Where a client of this machine reaches the TLS listener; None when it is no TCP socket."""
+    for bound in bounds:
+        if not bound.tls or bound.sock.family not in (socket.AF_INET, socket.AF_INET6):
+            continue
+        family = bound.sock.family
+        host = str(bound.sock.getsockname()[0])
+        if host == "::" and not bound.sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            family, host = socket.AF_INET, "0.0.0.0"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        address = ipaddress.ip_address(host.partition("%")[0])
+        speaks = any(address in network for network in bound.proxy_protocol_from)
+        return Endpoint(family, (host, bound.port), speaks, bound.shared)
+    return None
 
 
 def _expand(listen: Listen) -> list[Listen]:

@@ -2,32 +2,40 @@
 
 Binds the listening sockets, makes the certificate-less TLS context (whose ticket
 keys every worker inherits) and the shared counts, forks the keeper and the workers,
-replaces those that die, and turns signals into their orderly end. It has one
-thread and no event loop, because it forks; it reads no request and no key.
+replaces those that die, has new ones take over from old ones when the ticket keys
+change, and turns signals into all of this. It has one thread and no event loop, because
+it forks; it reads no request and no key.
 
-After: `keeper.process`, `server.worker`.
+Uses `server.children`. After: `keeper.process`, `server.worker`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
+import random
 import selectors
 import signal
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from botproxy.config.schema import Config
+from botproxy.config.state import admin_socket, make_state_dir
+from botproxy.control import link
+from botproxy.control.packets import PacketError
+from botproxy.keeper import admin
 from botproxy.keeper import process as keeper
 from botproxy.observe import logs
 from botproxy.server import privileges, sockets
 from botproxy.server.census import Census, SharedLimiter
+from botproxy.server.children import SIGNALS, Channel, Child, Children
 from botproxy.server.worker import CUT, Worker
 from botproxy.tls.context import listener_context
 from botproxy.upstream.dial import verifications
@@ -36,10 +44,8 @@ logger = logging.getLogger(__name__)
 
 FAILED = 1
 MISCONFIGURED = 2
-CRASHED = 70
-"""Exit status of a child that ended by an error of ours (EX_SOFTWARE)."""
 START_PATIENCE = 30.0
-"""Seconds within which every process must be ready at the start."""
+"""Seconds within which every process must be ready, at the start and when workers change."""
 LONGEST_SLEEP = 5.0
 GRACE_AFTER_DRAIN = 5.0
 """What workers get beyond the drain time before they are killed."""
@@ -47,19 +53,22 @@ GRACE_AFTER_CUT = 3.0
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 30.0
 STABLE_AFTER = 10.0
-"""A worker that lived this long starts its back-off anew."""
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
+"""A process that lived this long starts its back-off anew."""
+DRAINING = 2
+"""Changes of workers whose old ones may still drain; those of earlier ones are ended."""
+SEATS = 2 + DRAINING
+"""For each slot: one that serves, one that comes, those that drain."""
+KEEPER = -1
+"""Its place among the slots, for back-off."""
 
 
 @dataclass(slots=True)
-class _Child:
-    pid: int
-    slot: int | None
-    """Worker slot; None for the keeper."""
-    link: socket.socket
-    """Its `ready` comes over it, and its other end tells it when we die."""
-    started: float
-    ready: bool = False
+class _Shift:
+    """Workers that are about to take over, with ticket keys of their own."""
+
+    context: ssl.SSLContext
+    begun: float
+    workers: dict[int, Child] = field(default_factory=dict)
 
 
 class Supervisor:
@@ -69,38 +78,50 @@ class Supervisor:
         """`announce` is called with the https addresses once every worker serves."""
         self._config = config
         self._announce = announce
-        self._workers = os.cpu_count() or 1 if config.workers == "auto" else config.workers
+        self._slots = range(os.cpu_count() or 1 if config.workers == "auto" else config.workers)
         self._selector = selectors.DefaultSelector()
-        self._children: dict[int, _Child] = {}
+        self._children = Children(self._selector)
+        self._keeper: Child | None = None
+        self._workers: dict[int, Child] = {}
+        """Who serves, by slot."""
+        self._shift: _Shift | None = None
+        self._shifts = 0
+        self._seats = set(range(len(self._slots) * SEATS))
         self._due: dict[int, float] = {}
-        """When to start the worker of a slot again."""
-        self._backoff = [FIRST_BACKOFF] * self._workers
+        """When to start again what ended, by slot."""
+        self._backoff = dict.fromkeys((*self._slots, KEEPER), FIRST_BACKOFF)
         self._ever_ready = False
         self._stopping = False
-        self._kill_at = inf
         self._exit = 0
         self._start_by = time.monotonic() + START_PATIENCE
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit status; raises ConfigError before anything is begun."""
         self._verifications = verifications(self._config.upstreams)
+        make_state_dir(self._config)
+        path = admin_socket(self._config)
+        self._admin = admin.bind(path) if path is not None else None
         try:
-            self._account = privileges.worker_account(self._config.user)
-            self._bounds = sockets.bind_all(self._config.listen, self._config.plain_listen, self._workers)
-        except (privileges.PrivilegeError, sockets.BindError) as error:
-            logger.error("cannot start", extra={"data": {"why": str(error)}})
-            return FAILED
-        self._prepare()
-        try:
-            with self._signals():
-                self._start_keeper()
-                while self._children or (self._due and not self._stopping):
-                    self._turn()
+            try:
+                self._account = privileges.worker_account(self._config.user)
+                self._bounds = sockets.bind_all(
+                    self._config.listen, self._config.plain_listen, len(self._slots)
+                )
+            except (privileges.PrivilegeError, sockets.BindError) as error:
+                logger.error("cannot start", extra={"data": {"why": str(error)}})
+                return FAILED
+            self._prepare()
+            try:
+                with self._signals():
+                    self._start_keeper()
+                    while self._children or (self._due and not self._stopping):
+                        self._turn()
+            finally:
+                sockets.close_all(self._bounds)
         finally:
-            sockets.close_all(self._bounds)
-            for pair in self._channels:
-                for end in pair:
-                    end.close()
+            if self._admin is not None and path is not None:
+                self._admin.close()
+                path.unlink(missing_ok=True)
         return self._exit
 
     # Start
@@ -115,13 +136,10 @@ class Supervisor:
                 "limits.connections lowered to fit the limit on open files",
                 extra={"data": {"from": config.limits.connections, "to": total}},
             )
-        self._census = Census(self._workers, total, config.limits.connections_per_address)
+        self._census = Census(len(self._seats), total, config.limits.connections_per_address)
         self._limiter = SharedLimiter(config.limits.rate, [route.rate for route in config.routes])
-        self._context: ssl.SSLContext = listener_context(config.tls)
-        self._channels = [
-            socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-            for _ in range(self._workers)
-        ]
+        self._context = listener_context(config.tls)
+        self._shift_at = self._next_shift()
         gc.collect()
         gc.freeze()  # what exists now is shared with the children and should stay untouched
 
@@ -133,7 +151,7 @@ class Supervisor:
         for sock in (self._wakeup, far):
             sock.setblocking(False)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
-        before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
         try:
             yield
@@ -146,206 +164,253 @@ class Supervisor:
             far.close()
 
     def _start_keeper(self) -> None:
-        ends = [ours for ours, _ in self._channels]
+        endpoint = sockets.endpoint_of(self._bounds[0])
 
-        def body(link: socket.socket) -> int:
+        def body(control: socket.socket) -> int:
             privileges.name_process("botproxy-keeper")
             sockets.close_all(self._bounds)
-            for _, theirs in self._channels:
-                theirs.close()
             logs.setup(self._config.log.level, process="keeper")
-            # The keeper owns two descriptors, so that it may close the first once it has said `ready`.
-            return keeper.run(self._config, self._context, ends, os.dup(link.fileno()), link.fileno())
+            return keeper.run(self._config, self._context, endpoint, control, self._admin)
 
-        self._fork(None, body)
+        child = Child("keeper")
+        self._children.fork(child, (self._wakeup, self._far), body)
+        self._keeper = child
+        for worker in (*self._workers.values(), *(self._shift.workers.values() if self._shift else ())):
+            self._introduce(worker)
 
-    def _start_worker(self, slot: int) -> None:
-        self._census.forget(slot)
+    def _start_worker(self, slot: int, context: ssl.SSLContext) -> Child:
+        """Raises OSError when the machine has no room for another process."""
+        if not self._seats:
+            raise OSError(errno.EAGAIN, "too many earlier workers still drain")
+        child = Child(f"worker {slot}", slot, self._seats.pop(), Channel.make())
 
-        def body(link: socket.socket) -> int:
+        def body(control: socket.socket) -> int:
             for other, bounds in enumerate(self._bounds):
                 if other != slot:
                     sockets.close_all([bounds])
-            for other, (ours, theirs) in enumerate(self._channels):
-                ours.close()
-                if other != slot:
-                    theirs.close()
+            if self._admin is not None:
+                self._admin.close()
             privileges.name_process("botproxy-worker")
             privileges.drop(self._account)
+            assert child.channel is not None
             worker = Worker(
                 self._config,
                 slot,
+                child.seat,
                 self._bounds[slot],
-                self._context,
-                self._channels[slot][1],
-                link,
+                context,
+                child.channel.worker,
+                control,
                 self._census,
                 self._limiter,
                 self._verifications,
             )
             return worker.run()
 
-        self._fork(slot, body)
-
-    def _fork(self, slot: int | None, body: Callable[[socket.socket], int]) -> None:
-        """Raises OSError when the machine has no room for another process."""
-        ours, theirs = socket.socketpair()
-        # Blocked, so that no signal reaches the child before it has stopped answering for its parent.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            pid = os.fork()
+            self._children.fork(child, (self._wakeup, self._far), body)
         except OSError:
-            ours.close()
+            self._seats.add(child.seat)
+            assert child.channel is not None
+            child.channel.close()
             raise
-        else:
-            if pid == 0:
-                os._exit(self._child(ours, theirs, body))
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            theirs.close()
-        ours.setblocking(False)
-        self._children[pid] = _Child(pid, slot, ours, time.monotonic())
-        self._selector.register(ours, selectors.EVENT_READ, pid)
+        self._introduce(child)
+        return child
 
-    def _child(self, ours: socket.socket, theirs: socket.socket, body: Callable[[socket.socket], int]) -> int:
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
-            for ignored in (signal.SIGINT, signal.SIGHUP):  # the terminal sends them to all of us
-                signal.signal(ignored, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            # A link held here by accident would hide the supervisor's death from its owner.
-            for sock in (ours, self._wakeup, self._far, *(child.link for child in self._children.values())):
-                sock.close()
-            self._selector.close()
-            return body(theirs)
-        except BaseException:  # the last frame of this process: say why it ends, and never return
-            logger.exception("process ended by an error")
-            return CRASHED
+    def _introduce(self, worker: Child) -> None:
+        """Make a worker known to the keeper."""
+        if self._keeper is not None and worker.channel is not None and worker.slot is not None:
+            fd = worker.channel.keeper.fileno()
+            self._children.tell(self._keeper, link.Joined(worker.slot, worker.pid, fd))
 
     # Life
 
     def _turn(self) -> None:
         now = time.monotonic()
-        wake_at = min(self._kill_at, *self._due.values(), now + LONGEST_SLEEP)
+        kills = [child.kill_at for child in self._children]
+        wake_at = min([*kills, *self._due.values(), self._shift_at, now + LONGEST_SLEEP])
         for key, _ in self._selector.select(max(0.0, wake_at - now)):
             if key.fileobj is self._wakeup:
                 for number in set(self._wakeup.recv(4096)):
                     self._on_signal(number)
-            elif isinstance(key.data, int):
+            elif isinstance(key.data, Child):
                 self._on_link(key.data)
-        now = time.monotonic()
-        if now >= self._kill_at:
-            self._signal_all(signal.SIGKILL)
-            self._kill_at = inf
+        self._on_time(time.monotonic())
+
+    def _on_time(self, now: float) -> None:
+        for child in self._children:
+            if now >= child.kill_at:
+                child.kill_at = inf
+                self._children.signal([child], signal.SIGKILL)
+        if self._stopping:
+            return
         for slot in [slot for slot, due in self._due.items() if now >= due]:
             del self._due[slot]
-            if not self._stopping:
-                self._replace(slot)
-        if now >= self._start_by and not self._ever_ready and not self._stopping:
+            self._begin_again(slot)
+        if now >= self._start_by and not self._ever_ready:
             logger.error("cannot start", extra={"data": {"why": "not every process became ready in time"}})
             self._exit = FAILED
             self._stop()
+        elif now >= self._shift_at and self._ever_ready:
+            self._begin_shift()
+        if self._shift is not None and now >= self._shift.begun + START_PATIENCE:
+            self._give_up_shift("the new workers did not become ready in time")
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
-            self._reap()
+            for child, code in self._children.reap():
+                self._bury(child, code)
         elif number in (signal.SIGTERM, signal.SIGINT):
             if self._stopping:
                 logger.warning("cutting connections")
-                self._signal_workers(CUT)
-                self._kill_at = time.monotonic() + GRACE_AFTER_CUT
+                self._children.signal(self._everybody_else(), CUT)
+                self._kill_after(GRACE_AFTER_CUT)
             else:
                 self._stop()
-        elif number == signal.SIGHUP:
-            logger.warning("SIGHUP does nothing yet: restart to read the configuration again")
+        elif number == signal.SIGHUP and self._keeper is not None:
+            logger.info("told to look at the certificates again")
+            self._children.tell(self._keeper, link.Reload())
 
-    def _on_link(self, pid: int) -> None:
-        child = self._children.get(pid)
-        if child is None:
-            return
+    def _on_link(self, child: Child) -> None:
         try:
-            said = child.link.recv(64)
-        except OSError:
-            said = b""
-        if not said:
-            self._selector.unregister(child.link)  # it is about to be reaped
+            message = link.from_child(child.link)
+        except PacketError as error:
+            data = {"process": child.name, "why": str(error)}
+            logger.error("bad message from a process", extra={"data": data})
             return
-        child.ready = True
+        except (EOFError, OSError):
+            self._children.deafen(child)  # it is about to be reaped
+            return
         if self._stopping:
             return  # told to stop while it was still starting
-        if child.slot is None:
-            for slot in range(self._workers):
-                self._replace(slot)
-        elif not self._ever_ready and self._all_ready():
+        match message:
+            case link.Ready():
+                child.ready = True
+                self._on_ready(child)
+            case link.Replace(pid=pid):
+                found = self._children.by_pid.get(pid)
+                if child is self._keeper and found is not None and found.slot is not None:
+                    self._children.signal([found], signal.SIGKILL)
+            case link.Rotate() if child is self._keeper:
+                self._begin_shift()
+
+    def _on_ready(self, child: Child) -> None:
+        if child is self._keeper:
+            if not self._ever_ready:
+                for slot in self._slots:
+                    self._begin_again(slot)
+            return
+        if not self._ever_ready and self._is_complete(self._workers):
             self._ever_ready = True
             urls = [_url(bound) for bound in self._bounds[0] if bound.tls]
-            logger.info("serving", extra={"data": {"listen": " ".join(urls), "workers": self._workers}})
+            logger.info("serving", extra={"data": {"listen": " ".join(urls), "workers": len(self._slots)}})
             if self._announce is not None:
                 self._announce(urls)
+        if self._shift is not None and self._is_complete(self._shift.workers):
+            self._change_shift(self._shift)
 
-    def _all_ready(self) -> bool:
-        ready = {child.slot for child in self._children.values() if child.ready}
-        return ready.issuperset(range(self._workers))
+    def _is_complete(self, workers: dict[int, Child]) -> bool:
+        return all(slot in workers and workers[slot].ready for slot in self._slots)
 
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            child = self._children.pop(pid, None)
-            if child is not None:
-                self._bury(child, os.waitstatus_to_exitcode(status))
+    # Death
 
-    def _bury(self, child: _Child, code: int) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(child.link)
-        child.link.close()
+    def _bury(self, child: Child, code: int) -> None:
+        if child.slot is not None:
+            self._census.forget(child.seat)
+            self._seats.add(child.seat)
+        if child is self._keeper:
+            self._keeper = None
         if self._stopping:
             self._after_stop()
         elif not self._ever_ready:
             self._exit = code if code in (FAILED, MISCONFIGURED) else FAILED
-            logger.error("cannot start", extra={"data": {"process": _name(child), "exit": code}})
+            logger.error("cannot start", extra={"data": {"process": child.name, "exit": code}})
             self._stop()
         elif child.slot is None:
-            logger.error(
-                "the keeper ended; workers go on with the certificates they have",
-                extra={"data": {"exit": code}},
-            )
-        else:
-            self._respawn(child, child.slot, code)
+            self._plan_again(KEEPER, child, code, "the keeper ended, workers serve on; it is replaced")
+        elif self._workers.get(child.slot) is child:
+            del self._workers[child.slot]
+            self._plan_again(child.slot, child, code, "a worker ended and is replaced")
+        elif self._shift is not None and self._shift.workers.get(child.slot) is child:
+            self._give_up_shift(f"{child.name} ended with {code}")
 
-    def _replace(self, slot: int) -> None:
-        try:
-            self._start_worker(slot)
-        except OSError as error:
-            delay = self._delay(slot)
-            logger.error(
-                "a worker cannot be started",
-                extra={"data": {"slot": slot, "why": error.strerror, "in_seconds": delay}},
-            )
+    def _plan_again(self, slot: int, child: Child, code: int, phrase: str) -> None:
+        if time.monotonic() - child.started >= STABLE_AFTER:
+            self._backoff[slot] = FIRST_BACKOFF
+        delay = self._delay(slot)
+        logger.error(
+            phrase,
+            extra={"data": {"process": child.name, "pid": child.pid, "exit": code, "in_seconds": delay}},
+        )
 
     def _delay(self, slot: int) -> float:
-        """Seconds until the next start of this slot's worker, which is planned; longer each time."""
+        """Seconds until the next start in this slot, which is planned; longer each time."""
         delay = self._backoff[slot]
         self._backoff[slot] = min(LONGEST_BACKOFF, delay * 2)
         self._due[slot] = time.monotonic() + delay
         return delay
 
-    def _respawn(self, child: _Child, slot: int, code: int) -> None:
-        if time.monotonic() - child.started >= STABLE_AFTER:
-            self._backoff[slot] = FIRST_BACKOFF
-        delay = self._delay(slot)
-        logger.error(
-            "a worker ended and is replaced",
-            extra={"data": {"slot": slot, "pid": child.pid, "exit": code, "in_seconds": delay}},
-        )
+    def _begin_again(self, slot: int) -> None:
+        try:
+            if slot == KEEPER:
+                self._start_keeper()
+            else:
+                self._workers[slot] = self._start_worker(slot, self._context)
+        except OSError as error:
+            data = {"slot": slot, "why": error.strerror, "in_seconds": self._delay(slot)}
+            logger.error("a process cannot be started", extra={"data": data})
+
+    # New ticket keys
+
+    def _next_shift(self) -> float:
+        interval = self._config.tls.ticket_rotation
+        return time.monotonic() + interval * random.uniform(0.9, 1.1) if interval else inf
+
+    def _begin_shift(self) -> None:
+        """Start workers with new ticket keys beside those that serve."""
+        if self._shift is not None:
+            return
+        self._shift_at = self._next_shift()
+        shift = self._shift = _Shift(listener_context(self._config.tls), time.monotonic())
+        try:
+            for slot in self._slots:
+                shift.workers[slot] = self._start_worker(slot, shift.context)
+        except OSError as error:
+            self._give_up_shift(error.strerror or "no room for another process")
+
+    def _change_shift(self, shift: _Shift) -> None:
+        """The new ones serve: the old ones take no more connections, and end with their last one."""
+        self._shift = None
+        self._shifts += 1
+        old, self._workers, self._context = list(self._workers.values()), shift.workers, shift.context
+        for slot in self._slots:
+            self._due.pop(slot, None)
+        for worker in old:
+            worker.retired = self._shifts
+            self._children.tell(worker, link.Retire())
+            if worker.channel is not None:
+                worker.channel.close()
+                worker.channel = None
+        late = [c for c in self._children if c.retired is not None and c.retired <= self._shifts - DRAINING]
+        self._end(late)
+        logger.info("new session ticket keys are in use", extra={"data": {"workers": len(shift.workers)}})
+        self._answer_rotation("")
+
+    def _give_up_shift(self, why: str) -> None:
+        shift, self._shift = self._shift, None
+        assert shift is not None
+        self._children.signal(shift.workers.values(), signal.SIGKILL)
+        logger.error("the session ticket keys stay the old ones", extra={"data": {"why": why}})
+        self._answer_rotation(why)
+
+    def _answer_rotation(self, problem: str) -> None:
+        if self._keeper is not None:
+            self._children.tell(self._keeper, link.Rotated(problem))
 
     # End
+
+    def _everybody_else(self) -> list[Child]:
+        return [child for child in self._children if child.slot is not None]
 
     def _stop(self) -> None:
         self._stopping = True
@@ -353,33 +418,29 @@ class Supervisor:
         if self._ever_ready:
             logger.info("stopping", extra={"data": {"drain_seconds": drain}})
         sockets.close_all(self._bounds)
-        self._kill_at = time.monotonic() + drain + GRACE_AFTER_DRAIN
-        self._signal_workers(signal.SIGTERM)
+        self._end(self._everybody_else())
         self._after_stop()
+
+    def _end(self, workers: list[Child]) -> None:
+        """Have workers end in order, within the time that a stop grants."""
+        self._children.signal(workers, signal.SIGTERM)
+        for worker in workers:
+            worker.kill_at = time.monotonic() + self._config.timeouts.drain + GRACE_AFTER_DRAIN
 
     def _after_stop(self) -> None:
         """The keeper ends last: it still answers `botproxy health` while workers drain."""
-        if all(child.slot is None for child in self._children.values()):
-            self._signal_all(signal.SIGTERM)
-            self._kill_at = min(self._kill_at, time.monotonic() + GRACE_AFTER_CUT)
+        if not self._everybody_else():
+            self._children.signal(self._children, signal.SIGTERM)
+            self._kill_after(GRACE_AFTER_CUT)
 
-    def _signal_workers(self, number: signal.Signals) -> None:
-        for child in self._children.values():
-            if child.slot is not None:
-                os.kill(child.pid, number)
-
-    def _signal_all(self, number: signal.Signals) -> None:
-        for pid in self._children:
-            os.kill(pid, number)
+    def _kill_after(self, seconds: float) -> None:
+        for child in self._children:
+            child.kill_at = min(child.kill_at, time.monotonic() + seconds)
 
 
 def run(config: Config, *, announce: Callable[[list[str]], None] | None = None) -> int:
     """Serve `config` until told to stop; blocks and forks. Returns the exit status."""
     return Supervisor(config, announce).run()
-
-
-def _name(child: _Child) -> str:
-    return "keeper" if child.slot is None else f"worker {child.slot}"
 
 
 def _url(bound: sockets.Bound) -> str:

@@ -1,8 +1,9 @@
 """One worker process: builds the parts, serves, drains, ends.
 
 Everything a request needs is put together here and nowhere else. The worker begins
-to accept when the keeper has handed it certificates, ends in order at SIGTERM (at
-once at `CUT`), and also when the supervisor is gone.
+to accept when the keeper has handed it certificates. It ends in order at SIGTERM (at
+once at `CUT`) and when the supervisor is gone; told to retire it does the same, and takes
+as long as its connections do.
 
 Before: `server.supervisor`. After: `server.reception`, `proxy`, `server.plain`.
 """
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import uvloop
 
 from botproxy.config.schema import Config
+from botproxy.control import link, packets
 from botproxy.model import Record
 from botproxy.net.deadlines import Deadlines
 from botproxy.observe import access, logs
@@ -51,21 +53,23 @@ class Worker:
         self,
         config: Config,
         slot: int,
+        seat: int,
         bounds: Sequence[Bound],
         context: ssl.SSLContext,
         channel: socket.socket,
-        link: socket.socket,
+        control: socket.socket,
         census: Census,
         limiter: SharedLimiter,
         verifications: Mapping[str, ssl.SSLContext],
     ) -> None:
-        """`link`: takes `ready`, and its end means that the supervisor is gone."""
+        """`seat`: whose connections are counted apart in `census`. `control`: this end of the link."""
         self._config = config
         self._slot = slot
+        self._seat = seat
         self._bounds = bounds
         self._context = context
         self._channel = channel
-        self._link = link
+        self._control = control
         self._census = census
         self._limiter = limiter
         self._verifications = verifications
@@ -77,22 +81,22 @@ class Worker:
 
     async def _main(self) -> int:
         loop = self._loop = asyncio.get_running_loop()
-        self._stop, self._cut = asyncio.Event(), asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        self._drain, self._cut = asyncio.Event(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, self._on_stop)
         loop.add_signal_handler(CUT, self._on_cut)
-        self._link.setblocking(False)
-        loop.add_reader(self._link.fileno(), self._on_link)
+        self._control.setblocking(False)
+        loop.add_reader(self._control, self._on_link)
         errors, self._lines = LineWriter(sys.stderr.fileno()), LineWriter(sys.stdout.fileno())
         logs.setup(self._config.log.level, writer=errors, process=f"worker {self._slot}")
         proxy = self._build()
         self._handover.start()
         try:
-            await self._stop.wait()
-            ended = await self._reception.drain(self._config.timeouts.drain, self._cut)
+            await self._drain.wait()
+            self._handover.stop()
+            ended = await self._reception.drain(self._cut)
             if ended:
                 logger.warning("connections cut at the end of the drain", extra={"data": {"count": ended}})
         finally:
-            self._handover.stop()
             proxy.close()
             self._lines.close(LAST_LINES)
             logging.shutdown()  # tells of lines held back; the interpreter's own end never comes here
@@ -116,11 +120,12 @@ class Worker:
         self._routes = RouteTable(config)
         self._reception = Reception(
             config,
-            self._slot,
+            self._seat,
             loop,
             deadlines,
             self._census,
             self._context,
+            self._handover,
             (proxy, plain),
             self._log,
             self._log_handshake,
@@ -129,7 +134,7 @@ class Worker:
 
     def _begin(self) -> None:
         self._reception.listen(self._bounds)
-        self._link.send(b"ready\n")
+        packets.send(self._control, link.Ready())
 
     def _serves(self, host: str) -> bool:
         """Host names for which port 80 redirects: those of routes, else those of certificates."""
@@ -137,15 +142,27 @@ class Worker:
 
     # Signals
 
+    def _on_stop(self) -> None:
+        """In order, but within the time that a stop grants."""
+        self._loop.call_later(self._config.timeouts.drain, self._cut.set)
+        self._drain.set()
+
     def _on_cut(self) -> None:
         self._cut.set()
-        self._stop.set()
+        self._drain.set()
 
     def _on_link(self) -> None:
-        """The supervisor says nothing over the link: something to read is its end."""
-        self._loop.remove_reader(self._link.fileno())
-        logger.error("the supervisor is gone; ending")
-        self._stop.set()
+        try:
+            message = link.from_supervisor(self._control)
+        except packets.PacketError as error:
+            logger.error("bad message from the supervisor", extra={"data": {"why": str(error)}})
+        except (EOFError, OSError):
+            self._loop.remove_reader(self._control)
+            logger.error("the supervisor is gone; ending")
+            self._on_stop()
+        else:
+            if isinstance(message, link.Retire):
+                self._drain.set()
 
     # Logs
 

@@ -1,4 +1,4 @@
-"""The two kinds of TLS contexts, which certificate a client gets, and the proof that it works.
+"""The two kinds of TLS contexts, and which certificate a client gets.
 
 The listener context holds the policy and no certificate; it is made once, before the
 fork, and never changed, so that its ticket keys are the same in every worker. A
@@ -6,14 +6,13 @@ certificate context holds a pair (RSA beside ECDSA: two) and the ALPN list; it i
 fresh for each pair and never loaded twice: a failed load leaves a context unusable, and
 an old key type stays behind in it. `CertificateSet` maps names to such contexts.
 
-Before: `tls.certificates`, `keeper.process`. After: `tls.stream`, whose server-name
-callback asks `CertificateSet.select`.
+Before: `tls.certificates`, `keeper.process`. After: `tls.proof`, and `tls.stream`, whose
+server-name callback asks `CertificateSet.select`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -26,10 +25,6 @@ from botproxy.tls.rules import hsts_allowed
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 PROTOCOLS = ["http/1.1"]
-
-
-class ProbeFailed(Exception):
-    """A context that does not complete a handshake, or serves another certificate than it should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,44 +162,6 @@ class CertificateSet:
         return found
 
 
-def prove(certificates: CertificateSet, listener: ssl.SSLContext) -> None:
-    """Handshake with everything in `certificates`; raises ProbeFailed unless each works as it says."""
-    for served in certificates.each():
-        name = served.names[0] if served.names else None
-        fingerprints = probe(listener, served.context, name)
-        if fingerprints != served.fingerprints:
-            raise ProbeFailed(f"the certificate of {name} is served as {sorted(fingerprints)}")
-
-
-def probe(listener: ssl.SSLContext, context: ssl.SSLContext, server_name: str | None) -> frozenset[str]:
-    """The SHA-256 of the leaves that `context` serves under the policy of `listener`.
-
-    Handshakes happen in memory: TLS 1.3, TLS 1.2 where the policy allows it, then one for each key
-    type (in TLS 1.2, where a client can choose it). `listener` stays as it is: a copy of its policy
-    is used. Raises ProbeFailed when a handshake fails or no key type is served.
-    """
-    if server_name is not None and (server_name.startswith("*.") or ":" in server_name):
-        server_name = None  # no client can name it
-    versions = [ssl.TLSVersion.TLSv1_3]
-    if listener.minimum_version != ssl.TLSVersion.TLSv1_3:
-        versions.append(ssl.TLSVersion.TLSv1_2)
-    try:
-        seen = {_handshake(_copy(listener, context), _client(version), server_name) for version in versions}
-    except ssl.SSLError as error:
-        raise ProbeFailed(f"a TLS handshake with the certificate fails ({error.reason})") from None
-    for authentication in ("aECDSA", "aRSA"):
-        server = _copy(listener, context)
-        server.minimum_version = ssl.TLSVersion.TLSv1_2
-        client = _client(ssl.TLSVersion.TLSv1_2)
-        client.set_ciphers(f"ECDHE+{authentication}")
-        try:
-            seen.add(_handshake(server, client, server_name))
-        except ssl.SSLError as error:
-            if error.reason != "NO_SHARED_CIPHER":  # it has no certificate of this type
-                raise ProbeFailed(f"a TLS handshake with the certificate fails ({error.reason})") from None
-    return frozenset(seen)
-
-
 # Private
 
 
@@ -237,50 +194,3 @@ def _serve(pairs: Sequence[Handed]) -> Served:
         names=tuple(dict.fromkeys(name for pair in pairs for name in pair.names)),
         fingerprints=frozenset(pair.fingerprint for pair in pairs),
     )
-
-
-def _copy(listener: ssl.SSLContext, context: ssl.SSLContext) -> ssl.SSLContext:
-    """A context with the policy of `listener` that swaps to `context` in the handshake."""
-    copy = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    copy.options = listener.options
-    copy.minimum_version = listener.minimum_version
-    copy.num_tickets = listener.num_tickets
-    # The names of TLS 1.3 suites are no part of a cipher list.
-    copy.set_ciphers(":".join(c["name"] for c in listener.get_ciphers() if c["protocol"] != "TLSv1.3"))
-
-    def swap(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _: ssl.SSLContext) -> None:
-        connection.context = context
-
-    copy.sni_callback = swap
-    return copy
-
-
-def _client(version: ssl.TLSVersion) -> ssl.SSLContext:
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    # What clients think of the chain is said by `tls.rules`.
-    client.verify_mode = ssl.CERT_NONE
-    client.minimum_version = client.maximum_version = version
-    return client
-
-
-def _handshake(server: ssl.SSLContext, client: ssl.SSLContext, server_name: str | None) -> str:
-    """The fingerprint that `client` got."""
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [
-        client.wrap_bio(down, up, server_hostname=server_name),
-        server.wrap_bio(up, down, server_side=True),
-    ]
-    waiting = list(ends)
-    for _ in range(8):  # a handshake takes at most three turns
-        for end in list(waiting):
-            try:
-                end.do_handshake()
-                waiting.remove(end)
-            except ssl.SSLWantReadError:
-                pass
-        if not waiting:
-            leaf = ends[0].getpeercert(binary_form=True)
-            assert leaf is not None
-            return hashlib.sha256(leaf).hexdigest()
-    raise ProbeFailed("a TLS handshake with the certificate does not come to an end")

@@ -1,7 +1,7 @@
 """What is wrong with a certificate, what that means for a bot, and what to do about it.
 
-The same rules speak at the start, in `botproxy check` and, later, before a renewed
-certificate replaces the one in use. `severity` is how bad it is for the people the
+The same rules speak at the start, in `botproxy check` and, through `tls.guard`, before
+a renewed certificate replaces the one in use. `severity` is how bad it is for the people the
 bot serves; `stops` is whether the certificate can be served at all. An expired one is
 served, loudly: some clients may not look, and a refused start helps none.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Literal
 
 from cryptography import x509
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from botproxy.tls.certificates import Certificate, common_name, is_ca, is_issued_by, is_self_signed
+from botproxy.tls.lifetime import renewal_due, span
 
 Severity = Literal["error", "warning", "info"]
 
@@ -90,17 +91,20 @@ def unused(certificates: Sequence[Certificate], route_hosts: Sequence[str]) -> l
     ]
 
 
-def renewal_due(certificate: Certificate) -> datetime:
-    """When it should be renewed: a month or a third of its lifetime before the end, half of a short one."""
-    lifetime = certificate.not_after - certificate.not_before
-    if lifetime < timedelta(days=10):
-        return certificate.not_after - lifetime / 2
-    return certificate.not_after - min(timedelta(days=30), lifetime / 3)
+def is_trusted(certificate: Certificate, roots: Sequence[x509.Certificate]) -> bool:
+    """Whether its chain leads to one of `roots`."""
+    return any(_issuer_among(c, roots) for c in (certificate.leaf, *certificate.intermediates))
+
+
+def is_staging(certificate: Certificate) -> bool:
+    """Whether it comes from the test CA of Let's Encrypt."""
+    issuers = [c.issuer.rfc4514_string() for c in (certificate.leaf, *certificate.intermediates)]
+    return any(mark in issuer for issuer in issuers for mark in _STAGING)
 
 
 def hsts_allowed(certificate: Certificate) -> bool:
     """Whether browsers may be promised TLS for a year: not with a certificate that they do not accept."""
-    return not (certificate.is_self_signed or _is_staging(certificate))
+    return not (certificate.is_self_signed or is_staging(certificate))
 
 
 # Private
@@ -183,7 +187,7 @@ def _validity(certificate: Certificate, now: datetime) -> Iterator[Finding]:
         yield Finding(
             "expires_soon",
             "warning",
-            f"it expires on {end}, in {_span(certificate.not_after - now)}, and its renewal is due: "
+            f"it expires on {end}, in {span(certificate.not_after - now)}, and its renewal is due: "
             "platforms, curl and browsers will refuse it then",
             _RENEW,
         )
@@ -208,10 +212,10 @@ def _chain_complete(
     ends = [c for c in sent if not _issuer_among(c, certificate.found)]
     if not ends:
         # Every way up ends in a root of the file; it is dropped, the chain is whole.
-        if trusted_roots is not None and not _trusted(certificate, trusted_roots):
+        if trusted_roots is not None and not is_trusted(certificate, trusted_roots):
             yield _private_ca(certificate)
         return
-    if trusted_roots is not None and _trusted(certificate, trusted_roots):
+    if trusted_roots is not None and is_trusted(certificate, trusted_roots):
         return
     end = ends[-1]
     issuer = common_name(end.issuer)
@@ -303,7 +307,7 @@ def _leaf(certificate: Certificate) -> Iterator[Finding]:
             "it is the certificate of a CA, not of a server: many clients refuse it",
             "make a server certificate with this CA and serve that",
         )
-    if _is_staging(certificate):
+    if is_staging(certificate):
         yield Finding(
             "staging",
             "warning",
@@ -343,20 +347,11 @@ def _private_ca(certificate: Certificate) -> Finding:
     )
 
 
-def _trusted(certificate: Certificate, roots: Sequence[x509.Certificate]) -> bool:
-    return any(_issuer_among(c, roots) for c in (certificate.leaf, *certificate.intermediates))
-
-
 def _issuer_among(certificate: x509.Certificate, candidates: Sequence[x509.Certificate]) -> bool:
     return any(
         candidate.subject == certificate.issuer and is_issued_by(certificate, candidate)
         for candidate in candidates
     )
-
-
-def _is_staging(certificate: Certificate) -> bool:
-    issuers = [c.issuer.rfc4514_string() for c in (certificate.leaf, *certificate.intermediates)]
-    return any(mark in issuer for issuer in issuers for mark in _STAGING)
 
 
 def _must_staple(leaf: x509.Certificate) -> bool:
@@ -388,8 +383,3 @@ def _digest(certificate: x509.Certificate) -> str | None:
     except UnsupportedAlgorithm:
         return None
     return algorithm.name if algorithm else None
-
-
-def _span(span: timedelta) -> str:
-    hours = int(span.total_seconds() // 3600)
-    return f"{hours // 24} days" if hours >= 48 else f"{hours} hours"

@@ -21,7 +21,7 @@ from botproxy.tls.certificates import parse
 from botproxy.tls.context import (
     CertificateSet,
     Handed,
-    ProbeFailed,
+    ProofFailed,
     Served,
     certificate_context,
     hand,
@@ -369,7 +369,7 @@ def test_every_key_type_is_proven(ca: Authority, key: certs.Key):
 
 
 def test_a_context_without_certificate_fails_the_probe():
-    with pytest.raises(ProbeFailed, match=r"NO_SHARED_CIPHER|NO_SUITABLE_SIGNATURE|ALERT"):
+    with pytest.raises(ProofFailed, match=r"NO_SHARED_CIPHER|NO_SUITABLE_SIGNATURE|ALERT"):
         probe(listener_context(schema.Tls()), certificate_context([]), "a.test")
 
 
@@ -377,7 +377,7 @@ def test_a_certificate_that_is_not_what_it_is_said_to_be_fails_the_proof(ca: Aut
     site = ca.issue("a.test")
     with handed(site) as certificates:
         forged = [replace(each, fingerprint="0" * 64) for each in certificates]
-        with pytest.raises(ProbeFailed, match=r"a\.test"):
+        with pytest.raises(ProofFailed, match=r"a\.test"):
             prove(CertificateSet.load(forged, False), listener_context(schema.Tls()))
 
 

@@ -1,0 +1,117 @@
+"""Writes down what happens to certificates: generations, refusals, the audit.
+
+A disk that fails must not darken the bot. What cannot be written is served all the same;
+that is said once, `botproxy health` shows it, and it is tried again. Writing happens in a
+thread, for a slow disk must not keep the keeper from its workers.
+
+Before: `keeper.renewal`. After: `keeper.store`, `keeper.audit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from botproxy.keeper import audit, vigil
+from botproxy.keeper.lineage import Active, Lineage, describe
+from botproxy.keeper.rollout import Rollout
+from botproxy.keeper.schedule import Order
+from botproxy.keeper.store import Generation, Store
+
+
+class Ledger:
+    """What is remembered over a restart."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def keep(self, lineage: Lineage, new: Active, trigger: str) -> int:
+        """Make `new` the last good one; its number, 0 when the disk does not take it."""
+        if new.number:
+            await self._write(lineage, lambda: self._store.point(lineage.name, new.number))
+            return new.number
+        meta = {
+            "accepted": new.since.isoformat(),
+            "trigger": trigger,
+            "source": {"chain": lineage.entry.chain, "key": lineage.entry.key},
+            **describe(new.certificate),
+        }
+        number = 0
+
+        def keep() -> None:
+            nonlocal number
+            number = self._store.keep(lineage.name, new.chain, new.key, meta)
+
+        await self._write(lineage, keep)
+        return number
+
+    async def go_back(self, lineage: Lineage, number: int) -> None:
+        """The last good one is generation `number` again, and what the files hold stays refused."""
+
+        def remember() -> None:
+            if number:
+                self._store.point(lineage.name, number)
+            if lineage.refusal is not None:
+                self._store.refuse(lineage.name, lineage.refusal)
+
+        await self._write(lineage, remember)
+
+    async def forget_refusal(self, lineage: Lineage) -> None:
+        await self._write(lineage, lambda: self._store.forget_refusal(lineage.name))
+
+    async def forget_others(self, lineage: Lineage) -> None:
+        """Remove every generation but the one that is served."""
+        await self._write(lineage, lambda: self._store.forget_others(lineage.name))
+
+    async def find(self, lineage: Lineage, wanted: int | None) -> tuple[Generation | None, list[int]]:
+        """A generation (None: the one before the served one) if it is there, and the numbers of all."""
+        numbers = await asyncio.to_thread(self._store.numbers, lineage.name)
+        served = lineage.active.number
+        if wanted is None:
+            wanted = max((number for number in numbers if not served or number < served), default=None)
+        if wanted is None:
+            return None, numbers
+        return await asyncio.to_thread(self._store.read, lineage.name, wanted), numbers
+
+    async def audit(
+        self,
+        lineage: Lineage,
+        result: str,
+        old: Active,
+        new: Active,
+        order: Order,
+        now: datetime,
+        reason: str = "",
+        rollout: Rollout | None = None,
+    ) -> None:
+        """Append one line about what became of `new`."""
+        seconds = order.spent | (rollout.seconds if rollout else {})
+        entry: dict[str, Any] = {
+            "time": now.isoformat(timespec="milliseconds"),
+            "certificate": lineage.name,
+            "result": result,
+            "reason": reason,
+            "trigger": order.trigger,
+            "forced": order.force,
+            "old": {"generation": old.number, **describe(old.certificate)},
+            "new": {"generation": new.number, **describe(new.certificate)},
+            "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
+            "replaced": rollout.replaced if rollout else 0,
+            "workers": [
+                {"pid": pid, "fingerprints": list(fingerprints)}
+                for pid, fingerprints in (rollout.workers if rollout else ())
+            ],
+        }
+        lineage.last = {key: entry[key] for key in ("time", "result", "reason", "trigger", "seconds")}
+        file = self._store.directory / "audit.jsonl"
+        await self._write(lineage, lambda: audit.append(file, entry))
+
+    async def _write(self, lineage: Lineage, write: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(write)
+        except OSError as error:
+            vigil.complain_of_disk(lineage, self._store.directory, error)
+        else:
+            vigil.praise_disk(lineage)

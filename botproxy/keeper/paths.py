@@ -1,0 +1,79 @@
+"""The way of the file system to a file: every component, through every symbolic link.
+
+What a name means is decided in several directories. `keeper.watch` watches all of them;
+`keeper.source` says which one stands in the way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+_LONGEST = 256
+"""Components followed; the kernel has told a circle long before."""
+
+
+def steps(file: str) -> Iterator[tuple[str, str]]:
+    """(directory, entry in it) for each component on the way to `file`, from the root on.
+
+    Links are followed after they were yielded. What is missing or closed is yielded like the rest,
+    so whoever asks looks at a directory before the next step.
+    """
+    directory = "/"
+    ahead = os.path.abspath(file).split("/")[1:]
+    for _ in range(_LONGEST):
+        if not ahead:
+            return
+        name = ahead.pop(0)
+        if name == "..":  # of a link: the parent of where it leads
+            directory = os.path.dirname(directory)
+            continue
+        entry = os.path.join(directory, name)
+        yield directory, entry
+        if os.path.islink(entry):
+            target = os.readlink(entry)
+            directory = "/" if target.startswith("/") else directory
+            ahead = [part for part in target.split("/") if part not in ("", ".")] + ahead
+        else:
+            directory = entry
+
+
+def deciding_directories(file: str) -> set[str]:
+    """The directories in which a changed entry can change what `file` is.
+
+    Those that hold a symbolic link on the way, and the one that holds the file; the nearest that
+    exists where the way is broken.
+    """
+    found = set()
+    last = "/"
+    for directory, entry in steps(file):
+        if not os.path.isdir(directory):
+            break
+        last = directory
+        if os.path.islink(entry):
+            found.add(directory)
+    return found | {last}
+
+
+def obstacle(file: str) -> str:
+    """The first component on the way to `file` that is missing or cannot be passed; else the file's own."""
+    entry = "/"
+    for directory, entry in steps(file):
+        if not os.access(directory, os.X_OK, effective_ids=True) or not os.path.isdir(directory):
+            return directory
+        if not os.path.lexists(entry):
+            return entry
+    return entry
+
+
+def mounted_alone(file: str) -> bool:
+    """Whether `file` itself is a mount point, so that a new file in its old place never appears here."""
+    real = os.path.realpath(file)
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            points = {line.split(" ")[4] for line in mounts}
+    except OSError:
+        return False
+    # mountinfo writes space, tab, line feed and backslash in octal (proc(5)).
+    escaped = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in real)
+    return escaped in points

@@ -1,0 +1,216 @@
+"""Every certificate that was accepted, on disk, and which one is the last good.
+
+    CERTS/NAME/7/{fullchain.pem,privkey.pem,meta.json}   a generation, never changed
+    CERTS/NAME/current -> 7                              replaced by rename
+    CERTS/NAME/refused.json                              what the files hold and shall not be served
+
+Directories 0700, files 0600. A generation holds the bytes as they were read, so an
+encrypted key stays encrypted. It is written aside, synced and renamed into place before
+the pointer moves, so after a crash at any moment there is the old one or the new one.
+Five are kept. Nothing is judged here and no worker is told.
+
+Before: `keeper.renewal`. After: the disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from botproxy.tls.pem import MAX_SIZE
+
+KEPT = 5
+"""Generations of each certificate that stay on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One accepted certificate, as it lies in the store."""
+
+    number: int
+    chain: bytes
+    key: bytes = field(repr=False)
+    meta: Mapping[str, Any]
+    """What `describe` in `keeper.renewal` says of it; for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why what the files hold is not served, although it could be read."""
+
+    digest: str
+    """Of the files' content."""
+    rule: str
+    says: str
+    fix: str
+    since: str
+    """ISO 8601, UTC."""
+    final: bool
+    """Whether only a change of the files, or the operator, ends it; time does not."""
+
+
+class Store:
+    """The generations below one directory. Methods raise OSError when the disk fails."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
+    # Reading
+
+    def current(self, name: str) -> int | None:
+        """Number of the generation that the pointer names."""
+        try:
+            target = os.readlink(self._directory / name / "current")
+        except OSError:
+            return None
+        return int(target) if target.isdecimal() else None
+
+    def numbers(self, name: str) -> list[int]:
+        """Generations on disk, oldest first."""
+        try:
+            entries = os.listdir(self._directory / name)
+        except FileNotFoundError:
+            return []
+        return sorted(int(entry) for entry in entries if entry.isdecimal())
+
+    def read(self, name: str, number: int) -> Generation | None:
+        """A generation; None when it is not there, or not whole."""
+        directory = self._directory / name / str(number)
+        try:
+            meta = json.loads(_read(directory / "meta.json"))
+            chain, key = _read(directory / "fullchain.pem"), _read(directory / "privkey.pem")
+        except (OSError, ValueError):
+            return None
+        return Generation(number, chain, key, meta) if isinstance(meta, dict) else None
+
+    def candidates(self, name: str) -> Iterator[Generation]:
+        """What can be served when the files cannot: the current generation, then the others, newest first."""
+        current = self.current(name)
+        others = sorted(self.numbers(name), reverse=True)
+        for number in dict.fromkeys([current, *others] if current is not None else others):
+            if (generation := self.read(name, number)) is not None:
+                yield generation
+
+    def refusal(self, name: str) -> Refusal | None:
+        """What is remembered of the files' present content."""
+        try:
+            return Refusal(**json.loads(_read(self._directory / name / "refused.json")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    # Writing
+
+    def keep(self, name: str, chain: bytes, key: bytes, meta: Mapping[str, Any]) -> int:
+        """Write a new generation and point to it; its number. Older ones beyond `KEPT` go."""
+        with self._locked(name) as home:
+            _sweep(home)
+            number = max(self.numbers(name), default=0) + 1
+            aside = home / f".new-{os.getpid()}"
+            try:
+                aside.mkdir(mode=0o700)
+                _write(aside / "fullchain.pem", chain)
+                _write(aside / "privkey.pem", key)
+                _write(aside / "meta.json", json.dumps({"generation": number, **meta}, indent=2).encode())
+                _sync(aside)
+                os.rename(aside, home / str(number))
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
+            _sync(home)
+            _point(home, number)
+            for old in self.numbers(name)[:-KEPT]:
+                if old != number:
+                    shutil.rmtree(home / str(old), ignore_errors=True)
+            return number
+
+    def point(self, name: str, number: int) -> None:
+        """Make an older generation the last good one."""
+        with self._locked(name) as home:
+            _point(home, number)
+
+    def forget_others(self, name: str) -> None:
+        """Remove every generation but the current one."""
+        with self._locked(name) as home:
+            current = self.current(name)
+            for number in self.numbers(name):
+                if number != current:
+                    shutil.rmtree(home / str(number))
+            _sync(home)
+
+    def refuse(self, name: str, refusal: Refusal) -> None:
+        """Remember over a restart that the files' content shall not be served."""
+        with self._locked(name) as home:
+            fields = {each: getattr(refusal, each) for each in Refusal.__dataclass_fields__}
+            _write(home / ".refused", json.dumps(fields, indent=2).encode())
+            os.rename(home / ".refused", home / "refused.json")
+            _sync(home)
+
+    def forget_refusal(self, name: str) -> None:
+        (self._directory / name / "refused.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[Path]:
+        """The directory of `name`, for one writer at a time: an old botproxy may still be ending."""
+        home = self._directory / name
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield home
+        finally:
+            os.close(fd)
+
+
+# Private
+
+
+def _read(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError("no regular file")
+        return file.read(MAX_SIZE)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """The whole file on disk, 0600, or OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _point(home: Path, number: int) -> None:
+    aside = home / ".current"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(str(number))
+    os.rename(aside, home / "current")
+    _sync(home)
+
+
+def _sweep(home: Path) -> None:
+    """Remove what a crash left behind."""
+    for left in home.glob(".new-*"):
+        shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""Notices that certificate files may have changed; says so, and never what.
+
+Two ways, each enough alone: the kernel's events (inotify through watchfiles), and a look
+at everything every few seconds, because network file systems, overlays and single-file
+mounts tell nothing, and events can be lost. Directories are watched, never files: a
+rename over a watched file ends its watch without a word. Which directories decide what a
+path means (`keeper.paths`) is found out anew after each event.
+
+After: `keeper.renewal`, which reads the files and compares what they hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Literal
+
+from watchfiles import awatch
+from watchfiles._rust_notify import WatchfilesRustInternalError
+
+from botproxy.config import schema
+from botproxy.keeper.paths import deciding_directories
+
+logger = logging.getLogger(__name__)
+
+Trigger = Literal["event", "poll"]
+STEP = 100
+"""Milliseconds between two looks of watchfiles at what the kernel has said."""
+RETRY = 60.0
+"""Seconds until events are tried again where the kernel refused them."""
+
+
+class Watch:
+    """Calls `notice` whenever one of `files` may have changed."""
+
+    def __init__(
+        self, files: Sequence[str], settings: schema.Watch, notice: Callable[[Trigger], None]
+    ) -> None:
+        self._files = files
+        self._settings = settings
+        self._notice = notice
+        self._watched: Watched = {}
+        self._moved = asyncio.Event()
+        """The watched directories are no longer the ones that decide."""
+        self._has_events = False
+        self._complained = False
+
+    @property
+    def mode(self) -> Literal["events", "poll"]:
+        """Whether the kernel tells, or only polling."""
+        return "events" if self._has_events else "poll"
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._poll())
+            if self._settings.events:
+                both.create_task(self._listen())
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.poll)
+            self._notice("poll")
+            if await asyncio.to_thread(_directories, self._files) != self._watched:
+                self._moved.set()
+
+    async def _listen(self) -> None:
+        while True:
+            self._watched = await asyncio.to_thread(_directories, self._files)
+            self._moved.clear()
+            try:
+                await self._listen_there()
+            except FileNotFoundError:
+                await asyncio.sleep(STEP / 1000)  # it went in this moment: look where the way ends now
+            except (OSError, WatchfilesRustInternalError) as error:
+                self._has_events = False
+                self._complain(error)
+                await asyncio.sleep(RETRY)
+
+    async def _listen_there(self) -> None:
+        """Until other directories decide."""
+        loop = asyncio.get_running_loop()
+        events = awatch(
+            *self._watched,
+            watch_filter=None,
+            recursive=False,
+            step=STEP,
+            debounce=1000,
+            stop_event=self._moved,
+            force_polling=False,
+            ignore_permission_denied=True,
+        )
+        # The loop below sets the watches before it waits for the first time, and only then this is
+        # called: what changed before there was a watch is found by reading now.
+        loop.call_soon(self._begin)
+        async with aclosing(events):
+            async for _ in events:
+                self._notice("event")
+                if await asyncio.to_thread(_directories, self._files) != self._watched:
+                    return
+
+    def _begin(self) -> None:
+        self._has_events = True
+        self._notice("event")
+
+    def _complain(self, error: Exception) -> None:
+        if self._complained:
+            return
+        self._complained = True
+        why = "the limit on inotify watches or instances is reached"
+        logger.warning(
+            "file events are not available, certificate files are only polled",
+            extra={
+                "data": {
+                    "why": why if "limit" in str(error) or "os error 24" in str(error) else str(error),
+                    "poll_seconds": self._settings.poll,
+                    "hint": "sysctl fs.inotify.max_user_watches=524288 fs.inotify.max_user_instances=1024",
+                }
+            },
+        )
+
+
+Watched = dict[str, tuple[int, int]]
+"""Directories by path, with device and inode: another directory may take the same path."""
+
+
+def _directories(files: Sequence[str]) -> Watched:
+    found: Watched = {}
+    for directory in sorted({each for file in files for each in deciding_directories(file)}):
+        try:
+            status = os.stat(directory)
+        except OSError:
+            continue  # it went in this moment; the next look finds where the way ends
+        found[directory] = (status.st_dev, status.st_ino)
+    return found
