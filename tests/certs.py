@@ -8,7 +8,10 @@ caller says otherwise.
 from __future__ import annotations
 
 import ipaddress
+import os
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -26,10 +29,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from botproxy.config import schema
+from botproxy.tls.certificates import Certificate, parse
+from botproxy.tls.context import CertificateSet, Handed, hand
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
+MUST_STAPLE = x509.TLSFeature([x509.TLSFeatureType.status_request])
 
 
 def ecdsa_key() -> ec.EllipticCurvePrivateKey:
@@ -60,6 +66,15 @@ class Issued:
     @property
     def key_pem(self) -> bytes:
         return key_pem(self.key)
+
+    @property
+    def certificate(self) -> Certificate:
+        """As botproxy reads it."""
+        return parse(self.chain_pem, self.key_pem)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.leaf.fingerprint(hashes.SHA256()).hex()
 
     def with_chain(self, *chain: x509.Certificate) -> Issued:
         """The same with another chain file."""
@@ -171,6 +186,30 @@ def build(
         builder = builder.add_extension(extension, critical=False)
     hashed = None if isinstance(signer, ed25519.Ed25519PrivateKey) else digest or hashes.SHA256()
     return builder.sign(signer, hashed)  # type: ignore[arg-type]
+
+
+@contextmanager
+def handed(*sites: Issued) -> Iterator[list[Handed]]:
+    """As a worker gets them."""
+    result = [hand(site.certificate) for site in sites]
+    try:
+        yield result
+    finally:
+        for each in result:
+            os.close(each.fd)
+
+
+def load(*sites: Issued, strict: bool = False) -> CertificateSet:
+    """As a worker serves them."""
+    with handed(*sites) as certificates:
+        return CertificateSet.load(certificates, strict)
+
+
+def dual(ca: Authority) -> tuple[Issued, Issued]:
+    """An ECDSA and an RSA certificate for one name, from different intermediates."""
+    return ca.issue("a.test"), root("Other").intermediate("Other Lower").issue(
+        "a.test", "b.test", key=rsa_key()
+    )
 
 
 def pem(*certificates: x509.Certificate) -> bytes:

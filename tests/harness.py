@@ -6,6 +6,8 @@ function over the raw connection. What a fake asserts fails the test that made i
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -292,6 +294,40 @@ class Proxied:
 
     def workers(self) -> list[int]:
         return [pid for pid, name in self.children().items() if name == "botproxy-worker"]
+
+    @property
+    def keeper(self) -> int:
+        """Its process id; waits until there is one."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = [pid for pid, name in self.children().items() if name == "botproxy-keeper"]
+            if found:
+                return found[0]
+            assert time.monotonic() < deadline, "there is no keeper"
+            time.sleep(0.01)
+
+    def ask(self, target: str, method: str = "GET") -> dict[str, Any]:
+        """What the admin socket answers."""
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(60.0)
+        connection.sock.connect(f"{self.config['state_dir']}/admin.sock")
+        with contextlib.closing(connection):
+            connection.request(method, target)
+            answer = json.loads(connection.getresponse().read())
+        assert isinstance(answer, dict)
+        return answer
+
+    def reload(self, query: str = "") -> dict[str, dict[str, Any]]:
+        """Have the certificate files looked at; what became of each certificate, by name."""
+        answer = self.ask(f"/-/reload?wait=1&{query}", "POST")
+        return {change["name"]: change for change in answer["certificates"]}
+
+    def certificate(self, name: str) -> dict[str, Any]:
+        """The status of one certificate."""
+        found = [each for each in self.ask("/-/certificates")["certificates"] if each["name"] == name]
+        assert len(found) == 1
+        return dict(found[0])
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

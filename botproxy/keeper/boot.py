@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from dataclasses import replace
 from datetime import datetime
 
 from botproxy.config.schema import Certificate as Entry
@@ -87,14 +88,16 @@ def _begin(
             raise
         return _unsettled(Lineage(index, name, entry, last), error)
     if last is not None and last.digest == pair.digest:
-        return Lineage(index, name, entry, last)
-    if last is not None and (known := store.refusal(name)) and known.final and known.digest == pair.digest:
+        return Lineage(index, name, entry, replace(last, remarks=pair.findings))
+    known = store.refusal(name)
+    if last is not None and known is not None and known.final and known.digest == pair.digest:
         return _refused(Lineage(index, name, entry, last), known)
     finding = objection(
         certificate, last.certificate if last else None, now, listener, forced=entry.allow_regression
     )
     if finding is None:
-        return Lineage(index, name, entry, Active(certificate, pair.chain, pair.key, pair.digest, 0, now))
+        active = Active(certificate, pair.chain, pair.key, pair.digest, 0, now, pair.findings)
+        return Lineage(index, name, entry, active)
     if last is None:
         raise ConfigError([Problem(entry.chain, path, finding.sentence, finding.fix)])
     if finding.rule == "key_mismatch":

@@ -30,7 +30,7 @@ class Ledger:
     async def keep(self, lineage: Lineage, new: Active, trigger: str) -> int:
         """Make `new` the last good one; its number, 0 when the disk does not take it."""
         if new.number:
-            await self._write(lineage, lambda: self._store.point(lineage.name, new.number))
+            await self._write(lineage, "generation", lambda: self._store.point(lineage.name, new.number))
             return new.number
         meta = {
             "accepted": new.since.isoformat(),
@@ -44,7 +44,7 @@ class Ledger:
             nonlocal number
             number = self._store.keep(lineage.name, new.chain, new.key, meta)
 
-        await self._write(lineage, keep)
+        await self._write(lineage, "generation", keep)
         return number
 
     async def go_back(self, lineage: Lineage, number: int) -> None:
@@ -56,14 +56,14 @@ class Ledger:
             if lineage.refusal is not None:
                 self._store.refuse(lineage.name, lineage.refusal)
 
-        await self._write(lineage, remember)
+        await self._write(lineage, "refusal", remember)
 
     async def forget_refusal(self, lineage: Lineage) -> None:
-        await self._write(lineage, lambda: self._store.forget_refusal(lineage.name))
+        await self._write(lineage, "refusal", lambda: self._store.forget_refusal(lineage.name))
 
     async def forget_others(self, lineage: Lineage) -> None:
         """Remove every generation but the one that is served."""
-        await self._write(lineage, lambda: self._store.forget_others(lineage.name))
+        await self._write(lineage, "removal", lambda: self._store.forget_others(lineage.name))
 
     async def find(self, lineage: Lineage, wanted: int | None) -> tuple[Generation | None, list[int]]:
         """A generation (None: the one before the served one) if it is there, and the numbers of all."""
@@ -106,12 +106,12 @@ class Ledger:
         }
         lineage.last = {key: entry[key] for key in ("time", "result", "reason", "trigger", "seconds")}
         file = self._store.directory / "audit.jsonl"
-        await self._write(lineage, lambda: audit.append(file, entry))
+        await self._write(lineage, "audit", lambda: audit.append(file, entry))
 
-    async def _write(self, lineage: Lineage, write: Callable[[], None]) -> None:
+    async def _write(self, lineage: Lineage, what: str, write: Callable[[], None]) -> None:
         try:
             await asyncio.to_thread(write)
         except OSError as error:
-            vigil.complain_of_disk(lineage, self._store.directory, error)
+            vigil.complain_of_disk(lineage, what, self._store.directory, error)
         else:
-            vigil.praise_disk(lineage)
+            vigil.praise_disk(lineage, what)

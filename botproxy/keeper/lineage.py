@@ -18,6 +18,7 @@ from botproxy.keeper.states import State, step
 from botproxy.keeper.store import Refusal
 from botproxy.tls.certificates import Certificate
 from botproxy.tls.lifetime import Stage, renewal_due, stage
+from botproxy.tls.rules import Finding
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Active:
     number: int
     """Its generation in the store; 0 when it could not be kept."""
     since: datetime
+    remarks: tuple[Finding, ...] = ()
+    """What was odd about the files, whatever they hold."""
 
 
 @dataclass(slots=True)
@@ -72,8 +75,8 @@ class Lineage:
         self.alarmed = False
         self.stage: Stage | None = None
         """The last that was told to the operator."""
-        self.disk_failed = False
-        """Whether it was said that the state directory takes nothing."""
+        self.unwritten: set[str] = set()
+        """What the state directory did not take, and was said to be missing there."""
         self.last: Mapping[str, Any] | None = None
         """What the audit says of the last change."""
 
@@ -125,6 +128,10 @@ class Lineage:
         self.unsettled = None
         self.refusal = refusal
         self.move(State.REJECTED)
+
+    def leaves_alone(self, digest: str) -> bool:
+        """Whether this content of the files is not to be taken unless somebody asks for it."""
+        return self.refusal is not None and self.refusal.final and self.refusal.digest == digest
 
     def is_alarming(self, now: float) -> bool:
         """Whether something else than the files hold is served for too long."""

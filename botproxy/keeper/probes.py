@@ -16,6 +16,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from botproxy.keeper.workers import Workers
@@ -135,44 +136,32 @@ Answer = tuple[int | None, str | None]
 
 async def _volley(endpoint: Endpoint, question: Question, workers: Workers, count: int) -> list[Answer]:
     """`count` handshakes at once."""
-    socks: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
-            socks.append(sock)
-            sock.setblocking(False)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket(endpoint.family)) for _ in range(count)]
+        for sock in socks:
             sock.bind(("", 0))
         ports = tuple(int(sock.getsockname()[1]) for sock in socks)
         workers.expect(ports)
         await workers.until(lambda: all(worker.expecting == ports for worker in workers.present), 1.0)
-        shown = await asyncio.gather(*(_handshake(endpoint, question, sock) for sock in socks))
-        answers = dict(zip(ports, shown, strict=True))
+        # In threads, for blocking sockets are all that a client needs that ends after its handshake.
+        jobs = [asyncio.to_thread(_shake, endpoint, question, sock) for sock in socks]
+        answers = dict(zip(ports, await asyncio.gather(*jobs), strict=True))
         await workers.until(lambda: {p for p in ports if answers[p]} <= workers.met.keys(), 1.0)
         return [(workers.met.get(port), answer) for port, answer in answers.items()]
-    finally:
-        for sock in socks:
-            sock.close()
 
 
-async def _handshake(endpoint: Endpoint, question: Question, sock: socket.socket) -> str | None:
-    """What the listener showed; None when it was not reached."""
-    loop = asyncio.get_running_loop()
+def _shake(endpoint: Endpoint, question: Question, sock: socket.socket) -> str | None:
+    """What the listener showed to `sock`; None when it was not reached."""
+    sock.settimeout(ONE_HANDSHAKE)
     try:
-        async with asyncio.timeout(ONE_HANDSHAKE):
-            await loop.sock_connect(sock, endpoint.address)
-            if endpoint.proxy_protocol:
-                await loop.sock_sendall(sock, NO_PEER_KNOWN)
-            # Without a name asyncio insists on one; an empty one is sent as none.
-            _, writer = await asyncio.open_connection(
-                sock=sock, ssl=question.context, server_hostname=question.name or ""
-            )
+        sock.connect(endpoint.address)
+        if endpoint.proxy_protocol:
+            sock.sendall(NO_PEER_KNOWN)
+        with question.context.wrap_socket(sock, server_hostname=question.name) as tls:
+            return fingerprint(tls)
     except (ssl.SSLEOFError, ssl.SSLSyscallError):
         return None
     except ssl.SSLError as error:
         return (error.reason or "tls_error").lower()
-    except (OSError, TimeoutError):
+    except OSError:
         return None
-    try:
-        return fingerprint(writer.get_extra_info("ssl_object"))
-    finally:
-        writer.close()

@@ -102,9 +102,12 @@ def _first_offer(lineages: Sequence[Lineage]) -> Offer:
 def _report(config: Config, lineages: Sequence[Lineage], now: datetime) -> None:
     """What is to be said about what is served from the start."""
     loaded = [Loaded(each.index, each.entry, each.active.certificate) for each in lineages]
+    names = {lineage.path: lineage.name for lineage in lineages}
     for located in judge(config, loaded, now):
-        vigil.say_finding(located.path, located.file, located.finding)
+        vigil.say_finding(names[located.path], located.file, located.finding)
     for lineage in lineages:
+        for finding in lineage.active.remarks:
+            vigil.say_finding(lineage.name, lineage.entry.chain, finding)
         vigil.note_stage(lineage, now)
         vigil.say_last_good(lineage)
 
@@ -148,16 +151,32 @@ class _Keeper:
         logger.info("certificates are loaded", extra={"data": data})
         self._tell(link.Ready())
         try:
-            async with asyncio.TaskGroup() as tasks:
-                jobs = [tasks.create_task(self._renewals.run()), tasks.create_task(self._watch.run())]
-                await self._over.wait()
-                for job in jobs:
-                    job.cancel()
+            await self._live()
         finally:
             loop.remove_reader(self._control)
             self._workers.close()
             if server is not None:
                 server.close()
+
+    async def _live(self) -> None:
+        """Until it is over. Whatever fails here ends the keeper, and the supervisor replaces it."""
+        jobs = [
+            asyncio.ensure_future(job)
+            for job in (self._renewals.run(), self._watch.poll(), self._watch.listen(), self._over.wait())
+        ]
+        over = jobs[-1]
+        try:
+            while not over.done():
+                await asyncio.wait(
+                    [job for job in jobs if not job.done()], return_when=asyncio.FIRST_COMPLETED
+                )
+                for job in jobs:
+                    if job.done() and job is not over:
+                        job.result()
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
 
     def _on_link(self) -> None:
         try:

@@ -186,10 +186,8 @@ class Renewals:
 
     async def _weigh(self, lineage: Lineage, first: Reading, second: Reading, order: Order) -> Change | None:
         """What to do with the second reading of files that hold something else than is served."""
-        known = lineage.refusal
-        if known and known.final and isinstance(second, Pair) and second.digest == known.digest:
-            if order.done is None:
-                return None
+        if order.done is None and isinstance(second, Pair) and lineage.leaves_alone(second.digest):
+            return None
         now = time.monotonic()
         lineage.differs(now)
         try:
@@ -212,7 +210,7 @@ class Renewals:
             forced=order.force or lineage.entry.allow_regression,
         )
         order.spent = {"noticing": now - order.since, "validating": time.monotonic() - now}
-        new = Active(certificate, pair.chain, pair.key, pair.digest, 0, self._wall())
+        new = Active(certificate, pair.chain, pair.key, pair.digest, 0, self._wall(), pair.findings)
         if finding is not None:
             return await self._refuse(lineage, new, finding, order)
         return await self._roll_out(lineage, new, order)
@@ -307,8 +305,8 @@ class Renewals:
             logger.warning(phrase, extra={"data": data | {"why": rollout.reason}})
         else:
             logger.info("a new certificate is served", extra={"data": data})
-        for finding in examine(new.certificate, self._wall(), (), None):
-            vigil.say_finding(lineage.path, lineage.entry.chain, finding)
+        for finding in (*new.remarks, *examine(new.certificate, self._wall(), (), None)):
+            vigil.say_finding(lineage.name, lineage.entry.chain, finding)
         vigil.note_stage(lineage, self._wall())
         return Change(lineage.name, rollout.result, new.number, says=rollout.reason)
 

@@ -48,10 +48,10 @@ def look_at(lineage: Lineage, now: float, wall: datetime) -> None:
         logger.error("what is served is not what the certificate files hold", extra={"data": alarm})
 
 
-def say_finding(path: str, file: str, finding: Finding) -> None:
+def say_finding(name: str, file: str, finding: Finding) -> None:
     """One thing about a certificate that is served."""
     data = {
-        "path": path,
+        "certificate": name,
         "file": file,
         "rule": finding.rule,
         "says": finding.sentence,
@@ -79,24 +79,26 @@ def say_last_good(lineage: Lineage) -> None:
     logger.error("the certificate files cannot be served, the last good certificate is", extra={"data": data})
 
 
-def complain_of_disk(lineage: Lineage, directory: Path, error: OSError) -> None:
-    """What is served is not in the state directory. Said once until it is."""
+def complain_of_disk(lineage: Lineage, what: str, directory: Path, error: OSError) -> None:
+    """`what` did not get into the state directory. Said once until it does."""
     data = {
         "certificate": lineage.name,
+        "what": what,
         "directory": str(directory),
         "why": error.strerror or str(error),
         "hint": f"make room: df -h {directory}; it is tried again every few seconds",
     }
-    if not lineage.disk_failed:
-        lineage.disk_failed = True
+    if what not in lineage.unwritten:
+        lineage.unwritten.add(what)
         logger.error("a certificate is served, and cannot be written down", extra={"data": data})
 
 
-def praise_disk(lineage: Lineage) -> None:
-    """The state directory takes what is written."""
-    if lineage.disk_failed:
-        lineage.disk_failed = False
-        logger.info("certificates can be written down again", extra={"data": {"certificate": lineage.name}})
+def praise_disk(lineage: Lineage, what: str) -> None:
+    """The state directory took `what`."""
+    if what in lineage.unwritten:
+        lineage.unwritten.remove(what)
+        data = {"certificate": lineage.name, "what": what}
+        logger.info("a certificate can be written down again", extra={"data": data})
 
 
 def note_stage(lineage: Lineage, wall: datetime) -> None:

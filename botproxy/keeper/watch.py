@@ -34,7 +34,7 @@ RETRY = 60.0
 
 
 class Watch:
-    """Calls `notice` whenever one of `files` may have changed."""
+    """Calls `notice` whenever one of `files` may have changed, while `poll` and `listen` run."""
 
     def __init__(
         self, files: Sequence[str], settings: schema.Watch, notice: Callable[[Trigger], None]
@@ -53,22 +53,17 @@ class Watch:
         """Whether the kernel tells, or only polling."""
         return "events" if self._has_events else "poll"
 
-    async def run(self) -> None:
-        """Until it is cancelled."""
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._poll())
-            if self._settings.events:
-                both.create_task(self._listen())
-
-    async def _poll(self) -> None:
+    async def poll(self) -> None:
+        """Look by the clock, until it is cancelled."""
         while True:
             await asyncio.sleep(self._settings.poll)
             self._notice("poll")
             if await asyncio.to_thread(_directories, self._files) != self._watched:
                 self._moved.set()
 
-    async def _listen(self) -> None:
-        while True:
+    async def listen(self) -> None:
+        """Be told by the kernel, if that is wanted, until it is cancelled."""
+        while self._settings.events:
             self._watched = await asyncio.to_thread(_directories, self._files)
             self._moved.clear()
             try:
@@ -97,8 +92,11 @@ class Watch:
         # called: what changed before there was a watch is found by reading now.
         loop.call_soon(self._begin)
         async with aclosing(events):
-            async for _ in events:
+            async for changes in events:
                 self._notice("event")
+                # A directory that was removed and made again may even have the same inode.
+                if any(path in self._watched for _, path in changes):
+                    return
                 if await asyncio.to_thread(_directories, self._files) != self._watched:
                     return
 

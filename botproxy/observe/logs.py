@@ -75,7 +75,7 @@ class LineHandler(logging.Handler):
         self._writer = writer
         self._process = process
         self._clock = clock
-        self._repeats: dict[tuple[str, str], _Repeat] = {}
+        self._repeats: dict[Phrase, _Repeat] = {}
         self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -84,7 +84,7 @@ class LineHandler(logging.Handler):
         if record.levelno >= logging.WARNING:
             if len(self._repeats) >= _PHRASES:
                 self._tell_of_repeats(now)
-            repeat = self._repeats.setdefault((record.name, str(record.msg)), _Repeat(now, record.levelno))
+            repeat = self._repeats.setdefault(_phrase(record), _Repeat(now, record.levelno))
             if repeat.shown >= REPEATS:
                 repeat.suppressed += 1
                 return
@@ -99,10 +99,12 @@ class LineHandler(logging.Handler):
     def _tell_of_repeats(self, until: float) -> None:
         """Forget phrases that were first heard by then, and say how often they were held back."""
         over = [key for key, repeat in self._repeats.items() if repeat.since <= until]
-        for name, phrase in over:
-            repeat = self._repeats.pop((name, phrase))
+        for name, phrase, subject in over:
+            repeat = self._repeats.pop((name, phrase, subject))
             if repeat.suppressed:
                 record = logging.LogRecord(name, repeat.level, "", 0, phrase, None, None)
+                if subject:
+                    record.__dict__["data"] = {"certificate": subject}
                 self._hand_on(record, repeat.suppressed)
 
     def _hand_on(self, record: logging.LogRecord, suppressed: int = 0) -> None:
@@ -114,6 +116,10 @@ class LineHandler(logging.Handler):
             self._lost = 0
         if self._lost or not write_now(_STDERR, line):
             self._lost += 1
+
+
+Phrase = tuple[str, str, str]
+"""Logger, message, and the certificate it is about: what is said of one must not hide another's."""
 
 
 @dataclass(slots=True)
@@ -147,6 +153,11 @@ def format_record(record: logging.LogRecord, process: str = "", suppressed: int 
 
 
 # Private
+
+
+def _phrase(record: logging.LogRecord) -> Phrase:
+    data = getattr(record, "data", {})
+    return record.name, str(record.msg), str(data.get("certificate", ""))
 
 
 def _message(record: logging.LogRecord) -> str:

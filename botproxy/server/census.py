@@ -33,7 +33,7 @@ class Census:
         self._counts = memoryview(mmap.mmap(-1, seats * (BUCKETS + 1) * 4)).cast("I")
 
     def enter(self, seat: int, address: str, *, exempt: bool = False) -> bool:
-        """Count a connection of the worker in `seat`, unless a limit forbids it. `exempt`: a trusted proxy."""
+        """Count a connection of the worker in `seat` unless a limit forbids it. `exempt`: a trusted proxy."""
         counts, row = self._counts, BUCKETS + 1
         if sum(counts[each * row + BUCKETS] for each in range(self._seats)) >= self._total:
             return False

@@ -233,8 +233,8 @@ class Supervisor:
             if key.fileobj is self._wakeup:
                 for number in set(self._wakeup.recv(4096)):
                     self._on_signal(number)
-            elif isinstance(key.data, Child):
-                self._on_link(key.data)
+            elif isinstance(key.data, Child) and key.data.pid in self._children.by_pid:
+                self._on_link(key.data)  # unless it was reaped in this very turn
         self._on_time(time.monotonic())
 
     def _on_time(self, now: float) -> None:

@@ -99,7 +99,7 @@ def _end(new: Certificate, current: Certificate) -> Iterator[Finding]:
         yield Finding(
             "ends_earlier",
             "error",
-            f"it ends on {new.not_after:%Y-%m-%d}, before the current one ({current.not_after:%Y-%m-%d}), and "
-            "has the same key: it looks like an old copy",
+            f"it ends on {new.not_after:%Y-%m-%d}, before the current one ({current.not_after:%Y-%m-%d}), "
+            "and has the same key: it looks like an old copy",
             f"see which file is the newest (botproxy check shows dates); {_FORCE}",
         )

@@ -76,7 +76,10 @@ def probe(listener: ssl.SSLContext, context: ssl.SSLContext, server_name: str | 
 
 
 def distrust(context: ssl.SSLContext, server_name: str, anchors: Sequence[x509.Certificate]) -> str | None:
-    """Why a client that knows the system's roots and `anchors` refuses what `context` serves; None: it does not."""
+    """Why a client that knows the system's roots and `anchors` refuses what `context` serves.
+
+    None when it accepts it.
+    """
     verifier = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     verifier.load_default_certs()
     # Python 3.13 would take any certificate of the store for a root, also an intermediate.
@@ -156,7 +159,7 @@ def shake(server: ssl.SSLContext, asking: ssl.SSLContext, server_name: str | Non
     raise ProofFailed("a TLS handshake with the certificate does not come to an end")
 
 
-def fingerprint(connection: ssl.SSLObject) -> str:
+def fingerprint(connection: ssl.SSLObject | ssl.SSLSocket) -> str:
     """SHA-256 of the leaf that the server at the other end of `connection` showed."""
     leaf = connection.getpeercert(binary_form=True)
     assert leaf is not None

@@ -1,245 +1,375 @@
-"""Workers get the current generation in two steps; who serves what is known."""
+"""A new set reaches every worker in two phases, or nobody; whoever does not answer is replaced."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from botproxy.keeper import channel
-from botproxy.keeper.channel import Commit, Hello, Message, Prepare, Prepared, Refused, Serving
-from botproxy.keeper.rollout import Rollout
-from botproxy.tls.context import Handed, sealed_memfd
+from botproxy.control.channel import Commit, Expect, Prepare, Prepared, Refused
+from botproxy.keeper import probes, rollout
+from botproxy.keeper.probes import Endpoint, questions
+from botproxy.keeper.rollout import Roller, Rollout
+from botproxy.keeper.workers import Offer, Workers
+from botproxy.tls.context import CertificateSet, Served
+from tests import certs
+from tests.certs import Authority, Issued
+from tests.keeper.crew import PATIENCE, Crew, Played, crew, kept_memfds, offer
 
-PATIENCE = 10.0
-
-
-@pytest.fixture
-def handed() -> Iterator[list[Handed]]:
-    fds = [sealed_memfd(b"one"), sealed_memfd(b"two")]
-    yield [Handed((f"{fd}.test",), "ecdsa", f"{number}" * 64, True, fd) for number, fd in enumerate(fds)]
-    for fd in fds:
-        os.close(fd)
+BRIEF = 1.0
+"""Seconds that somebody who falls silent is waited for."""
 
 
-@contextmanager
-def slots(count: int) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
-    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
-    for _, theirs in pairs:
-        theirs.setblocking(False)
-    try:
-        yield [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
-    finally:
-        for pair in pairs:
-            for sock in pair:
-                sock.close()
+@pytest.fixture(scope="module")
+def old(ca: Authority) -> Issued:
+    return ca.issue("a.test")
 
 
-async def heard(sock: socket.socket) -> Message:
-    """The next message at the worker's end; a certificate's file is closed at once."""
-    loop = asyncio.get_running_loop()
-    while True:
-        message = channel.receive(sock)
-        if message is not None:
-            if isinstance(message, Prepare):
-                os.close(message.certificate.fd)
-            return message
-        readable = asyncio.Event()
-        loop.add_reader(sock, readable.set)
-        try:
-            await asyncio.wait_for(readable.wait(), PATIENCE)
-        finally:
-            loop.remove_reader(sock)
+@pytest.fixture(scope="module")
+def new(ca: Authority) -> Issued:
+    return ca.issue("a.test")
 
 
-def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, PATIENCE))
+class Scene:
+    """A keeper's rollouts, and the workers of a test around it."""
+
+    def __init__(self, workers: Workers, everybody: Crew, replaceable: bool) -> None:
+        self.workers = workers
+        self.crew = everybody
+        self.replaceable = replaceable
+        """Whether somebody replaces workers."""
+        self.replaced: list[int] = []
+        self.steps: list[str] = []
+        """Phases, and when the set was written down."""
+        self.between: Callable[[], None] = lambda: None
+        self.shown_by_successors: Served | None = None
+        self.endpoint: Endpoint | None = None
+        self._leaving: list[asyncio.Future[None]] = []
+
+    def hire(self, pid: int, shows: Served | None = None) -> Played:
+        """A worker that listens; `shows`: what its listener shows whatever it serves."""
+        worker = self.crew.hire(pid, pid % 10).listen(self.crew.socket(), shows=shows)
+        self.endpoint = self.endpoint or self.crew.endpoint()
+        return worker
+
+    def join(self, worker: Played) -> Played:
+        self.workers.join(worker.slot, worker.pid, worker.end_for_keeper())
+        return worker
+
+    async def enrolled(self, pid: int, shows: Served | None = None) -> Played:
+        worker = self.join(self.hire(pid, shows))
+        await asyncio.to_thread(worker.enrol)
+        await self.until(lambda: self.workers.all_serve)
+        return worker
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        assert await self.workers.until(what, PATIENCE)
+
+    async def roll(self, made: Offer, *asked: Issued) -> Rollout:
+        loaded = CertificateSet.load(made.handed, strict=False)
+        wanted = [question for each in asked for question in questions(loaded, each.certificate, "1.2")]
+        roller = Roller(self.workers, self.endpoint, self._replace)
+        done = await roller.run(made, wanted, self._persist, self.steps.append)
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+        return done
+
+    async def _persist(self) -> None:
+        self.steps.append("persist")
+        self.between()
+
+    def _replace(self, pid: int, why: str) -> None:
+        """As the supervisor does: end it, and start another in its slot."""
+        assert why
+        self.replaced.append(pid)
+        if not self.replaceable:
+            return
+        gone = next(worker for worker in self.crew.members if worker.pid == pid)
+        self._leaving.append(asyncio.get_running_loop().run_in_executor(None, gone.leave))
+        self.join(self.hire(pid + 100, self.shown_by_successors).work())
+
+    def is_settled(self, made: Offer, *gone: Played) -> None:
+        """Everybody but `gone` serves `made`, and nothing but it is held open."""
+        assert self.workers.current is made
+        assert self.workers.all_serve
+        assert [each.serving for each in self.crew.members if each not in gone] == [made.set] * len(
+            self.workers.present
+        )
+        assert kept_memfds() == len(made.handed)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0)
+def tell(story: Callable[[Scene], Awaitable[None]], *first: Issued, replaceable: bool = True) -> None:
+    unhandled: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        with crew() as everybody:
+            workers = Workers(offer(*first))
+            try:
+                await asyncio.wait_for(story(Scene(workers, everybody, replaceable)), 2 * PATIENCE)
+            finally:
+                workers.close()
+
+    asyncio.run(main())
+    assert unhandled == []
+    assert kept_memfds() == 0
 
 
-async def enrol(worker: socket.socket, pid: int, count: int) -> None:
-    """A worker's whole way to serving."""
-    channel.send(worker, Hello(pid))
-    for index in range(count):
-        message = await heard(worker)
-        assert isinstance(message, Prepare)
-        assert (message.pid, message.generation, message.index, message.count) == (pid, 5, index, count)
-    channel.send(worker, Prepared(pid, 5))
-    assert await heard(worker) == Commit(pid, 5)
-    channel.send(worker, Serving(pid, 5, ("0" * 64,)))
+def hurry(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        monkeypatch.setattr(probes if name == "PATIENCE" else rollout, name, BRIEF)
 
 
-def test_all_workers_are_brought_to_the_generation(handed: list[Handed]):
-    async def story() -> None:
-        with slots(2) as (ours, workers):
-            rollout = Rollout(5, handed, ours)
-            assert not rollout.is_complete
-            await enrol(workers[0], 70, 2)
-            await until(lambda: rollout.slots[0].serving == 5)
-            assert not rollout.is_complete
-            await enrol(workers[1], 71, 2)
-            await until(lambda: rollout.is_complete)
-            assert [slot.pid for slot in rollout.slots] == [70, 71]
-            rollout.close()
-
-    run(story())
+# Two phases
 
 
-def test_nothing_is_committed_before_the_worker_is_prepared(handed: list[Handed]):
-    async def story() -> None:
-        with slots(1) as (ours, [worker]):
-            rollout = Rollout(5, handed, ours)
-            channel.send(worker, Hello(70))
-            assert [type(await heard(worker)) for _ in handed] == [Prepare, Prepare]
-            channel.send(worker, Prepared(70, 4))
-            channel.send(worker, Hello(70))  # answered after the message before it
-            assert [type(await heard(worker)) for _ in handed] == [Prepare, Prepare]
-            rollout.close()
-
-    run(story())
-
-
-def test_a_worker_in_the_place_of_another_gets_everything_again(handed: list[Handed]):
-    async def story() -> None:
-        with slots(1) as (ours, [worker]):
-            rollout = Rollout(5, handed, ours)
-            await enrol(worker, 70, 2)
-            await until(lambda: rollout.is_complete)
-            channel.send(worker, Hello(71))
-            await until(lambda: rollout.slots[0].pid == 71)
-            assert not rollout.is_complete
-            for _ in handed:
-                await heard(worker)
-            await enrol(worker, 71, 2)
-            await until(lambda: rollout.is_complete)
-            rollout.close()
-
-    run(story())
-
-
-def test_a_replaced_worker_that_still_talks_changes_nothing(handed: list[Handed]):
-    async def story() -> None:
-        with slots(1) as (ours, [worker]):
-            rollout = Rollout(5, handed, ours)
-            channel.send(worker, Hello(71))
-            channel.send(worker, Prepared(70, 5))
-            channel.send(worker, Serving(70, 5, ()))
-            channel.send(worker, Refused(71, 5, "no"))
-            channel.send(worker, Hello(72))
-            await until(lambda: rollout.slots[0].pid == 72)
-            assert rollout.slots[0].serving is None
-            assert [type(await heard(worker)) for _ in range(4)] == [Prepare] * 4
-            rollout.close()
-
-    run(story())
-
-
-def test_a_worker_that_says_it_serves_something_else_is_not_counted(
-    handed: list[Handed], caplog: pytest.LogCaptureFixture
+def test_all_have_prepared_before_it_is_written_down_and_that_before_anybody_commits(
+    old: Issued, new: Issued
 ):
-    async def story() -> None:
-        with slots(1) as (ours, [worker]):
-            rollout = Rollout(5, handed, ours)
-            channel.send(worker, Hello(70))
-            channel.send(worker, Serving(70, 5, ("f" * 64,)))
-            await until(lambda: "other certificates" in caplog.text)
-            assert not rollout.is_complete
-            rollout.close()
+    async def story(scene: Scene) -> None:
+        first, second = [await scene.enrolled(pid) for pid in (70, 71)]
+        scene.between = lambda: scene.steps.append(f"{first.has_mail()} {second.has_mail()}")
+        scene.endpoint = None
+        made = offer(new)
+        rolling = asyncio.create_task(scene.roll(made, new))
+        await asyncio.to_thread(first.prepare)
+        await scene.until(lambda: scene.workers.present[0].has_answered(made.set))
+        assert (scene.steps, first.has_mail()) == (["preparing"], False)
+        await asyncio.to_thread(second.prepare)
+        for worker in (first, second):
+            await asyncio.to_thread(worker.commit)
+        done = await rolling
+        assert scene.steps == ["preparing", "persist", "False False", "committed", "verifying"]
+        assert (done.result, done.reason) == ("unverified", "there is no listener that can be asked")
+        assert done.seconds.keys() == {"preparing", "committing", "verifying"}
+        scene.is_settled(made)
 
-    run(story())
-
-
-def test_a_refusal_is_an_error_in_the_log(handed: list[Handed], caplog: pytest.LogCaptureFixture):
-    async def story() -> None:
-        with slots(1) as (ours, [worker]):
-            rollout = Rollout(5, handed, ours)
-            channel.send(worker, Hello(70))
-            channel.send(worker, Refused(70, 5, "x" * 1000))
-            await until(lambda: bool(caplog.records))
-            rollout.close()
-
-    run(story())
-    [record] = caplog.records
-    assert record.levelname == "ERROR"
-    assert record.__dict__["data"] == {"slot": 0, "pid": 70, "generation": 5, "why": "x" * 500}
+    tell(story, old)
 
 
-def test_what_is_no_message_is_logged_and_the_next_one_is_heard(
-    handed: list[Handed], caplog: pytest.LogCaptureFixture
+def test_every_worker_is_seen_to_serve_it_over_the_listener(old: Issued, new: Issued, ca: Authority):
+    async def story(scene: Scene) -> None:
+        for pid in (70, 71):
+            (await scene.enrolled(pid)).work()
+        made = offer(new, old)
+        done = await scene.roll(made, new)
+        assert (done.result, done.reason, done.replaced) == ("active", "", 0)
+        assert done.workers == tuple((each.pid, each.fingerprints) for each in scene.crew.members)
+        assert all(any(isinstance(each, Expect) for each in worker.heard) for worker in scene.crew.members)
+        scene.is_settled(made)
+
+    tell(story, old)
+
+
+def test_one_refusal_stops_it_for_all_and_nobody_commits(old: Issued, new: Issued):
+    async def story(scene: Scene) -> None:
+        willing, unwilling = [await scene.enrolled(pid) for pid in (70, 71)]
+        willing.work()
+        unwilling.work(refuse="EE_KEY_TOO_SMALL")
+        before, made = scene.workers.current, offer(new)
+        done = await scene.roll(made, new)
+        assert (done.result, done.reason) == ("refused", "EE_KEY_TOO_SMALL")
+        assert scene.steps == ["preparing"]
+        assert not any(message == Commit(made.set) for message in willing.heard + unwilling.heard)
+        assert scene.replaced == []
+        scene.is_settled(before)
+
+    tell(story, old)
+
+
+def test_without_a_worker_nothing_is_changed(old: Issued, new: Issued, monkeypatch: pytest.MonkeyPatch):
+    hurry(monkeypatch, "PREPARE_PATIENCE")
+
+    async def story(scene: Scene) -> None:
+        before = scene.workers.current
+        done = await scene.roll(offer(new), new)
+        assert (done.result, scene.steps) == ("unanswered", ["preparing"])
+        assert scene.workers.current is before
+        assert kept_memfds() == 1
+
+    tell(story, old)
+
+
+# Those who come and go
+
+
+@pytest.mark.parametrize("silent_from", [Prepare, Commit, Expect])
+def test_a_worker_that_falls_silent_is_replaced_and_its_successor_serves_the_new_set(
+    old: Issued, new: Issued, silent_from: type, monkeypatch: pytest.MonkeyPatch
 ):
-    async def story() -> None:
-        with slots(1) as (ours, [worker]):
-            rollout = Rollout(5, handed, ours)
-            worker.send(b"nonsense")
-            await enrol(worker, 70, 2)
-            await until(lambda: rollout.is_complete)
-            rollout.close()
+    hurry(monkeypatch, "PREPARE_PATIENCE", "COMMIT_PATIENCE", "PATIENCE")
 
-    run(story())
-    assert "bad message from a worker" in caplog.text
+    async def story(scene: Scene) -> None:
+        well, mute = [await scene.enrolled(pid) for pid in (70, 71)]
+        well.work()
+        mute.work(mute_at=silent_from)
+        made = offer(new)
+        done = await scene.roll(made, new)
+        assert scene.replaced == [71]
+        assert (done.result, done.replaced) == ("active", 1)
+        scene.is_settled(made, mute)
+        assert [pid for pid, _ in done.workers] == [70, 171]
 
-
-def test_a_worker_that_does_not_read_delays_nobody_and_gets_all_when_it_does():
-    async def story() -> None:
-        fd = sealed_memfd(b"pem")
-        names = tuple(f"{number:04}.{'x' * 50}" for number in range(1000))
-        many = [Handed(names, "ecdsa", "0" * 64, True, fd)] * 20  # 1.2 MB: more than a socket takes
-        with slots(2) as (ours, [slow, quick]):
-            rollout = Rollout(5, many, ours)
-            channel.send(slow, Hello(70))
-            await until(lambda: rollout.slots[0].pid == 70)
-            await enrol(quick, 71, 20)
-            await until(lambda: rollout.slots[1].serving == 5)
-            indexes = []
-            for _ in many:
-                message = await heard(slow)
-                assert isinstance(message, Prepare)
-                indexes.append(message.index)
-            assert indexes == list(range(20))
-            rollout.close()
-        os.close(fd)
-
-    run(story())
+    tell(story, old)
 
 
-def test_what_a_dead_worker_never_read_is_not_sent_to_the_next():
-    async def story() -> None:
-        fd = sealed_memfd(b"pem")
-        names = tuple(f"{number:04}.{'x' * 50}" for number in range(1000))
-        many = [Handed(names, "ecdsa", "0" * 64, True, fd)] * 20
-        with slots(1) as (ours, [worker]):
-            rollout = Rollout(5, many, ours)
-            channel.send(worker, Hello(70))
-            await until(lambda: rollout.slots[0].pid == 70)
-            channel.send(worker, Hello(71))
-            await until(lambda: rollout.slots[0].pid == 71)
-            pids: list[int] = []
-            while pids.count(71) < 20:
-                pids.append((await heard(worker)).pid)
-            assert 0 < pids.count(70) < 20
-            rollout.close()
-        os.close(fd)
+def test_when_nobody_prepares_nothing_is_changed(old: Issued, new: Issued, monkeypatch: pytest.MonkeyPatch):
+    hurry(monkeypatch, "PREPARE_PATIENCE")
 
-    run(story())
+    async def story(scene: Scene) -> None:
+        mute = (await scene.enrolled(70)).work(mute_at=Prepare)
+        before = scene.workers.current
+        done = await scene.roll(offer(new), new)
+        assert (done.result, scene.steps, scene.replaced) == ("unanswered", ["preparing"], [70])
+        await scene.until(lambda: scene.workers.all_serve)
+        scene.is_settled(before, mute)
+
+    tell(story, old)
 
 
-def test_the_other_end_closing_is_survived(handed: list[Handed]):
-    async def story() -> None:
-        with slots(2) as (ours, workers):
-            rollout = Rollout(5, handed, ours)
-            channel.send(workers[0], Hello(70))
-            workers[0].close()
-            await enrol(workers[1], 71, 2)
-            await until(lambda: rollout.slots[1].serving == 5)
-            rollout.close()
+def test_a_silent_worker_that_nobody_replaces_holds_up_nothing_for_ever(
+    old: Issued, new: Issued, monkeypatch: pytest.MonkeyPatch
+):
+    hurry(monkeypatch, "PREPARE_PATIENCE", "COMMIT_PATIENCE", "REPLACED_PATIENCE")
 
-    run(story())
+    async def story(scene: Scene) -> None:
+        well, mute = [await scene.enrolled(pid) for pid in (70, 71)]
+        well.work()
+        mute.work(mute_at=Prepare)
+        before = scene.workers.current
+        done = await scene.roll(offer(new), new)
+        assert done.result == "rolled_back"
+        assert set(scene.replaced) == {71}
+        assert well.serving == before.set
+        assert scene.workers.current is before
+        assert kept_memfds() == 1
+
+    tell(story, old, replaceable=False)
+
+
+def test_a_worker_that_dies_between_the_phases_stops_nothing(old: Issued, new: Issued):
+    async def story(scene: Scene) -> None:
+        well, dying = [(await scene.enrolled(pid)).work() for pid in (70, 71)]
+        scene.between = dying.leave
+        made = offer(new)
+        done = await scene.roll(made, new)
+        assert (done.result, done.replaced) == ("active", 0)
+        assert [pid for pid, _ in done.workers] == [70]
+        successor = scene.join(scene.hire(171).work())
+        await scene.until(lambda: len(scene.workers.present) == 2 and scene.workers.all_serve)
+        assert successor.sets == [made.set]
+        scene.is_settled(made, dying)
+        assert well.sets[-1] == made.set
+
+    tell(story, old)
+
+
+def test_a_worker_that_comes_meanwhile_gets_the_current_set_and_then_the_new_one(old: Issued, new: Issued):
+    async def story(scene: Scene) -> None:
+        first = await scene.enrolled(70)
+        before, made = scene.workers.current, offer(new)
+        rolling = asyncio.create_task(scene.roll(made, new))
+        await asyncio.to_thread(first.take)
+        late = scene.join(scene.hire(71))
+        await asyncio.to_thread(late.enrol)
+        await scene.until(lambda: scene.workers.present[1].serving == before.set)
+        first.say(Prepared(made.set))
+        for worker in (first, late):
+            worker.work()
+        done = await rolling
+        assert done.result == "active"
+        assert late.sets == [before.set, made.set]
+        scene.is_settled(made)
+
+    tell(story, old)
+
+
+def test_a_worker_that_came_just_before_a_refused_set_serves_the_current_one(old: Issued, new: Issued):
+    """It was told of both before it could answer, and only what it prepared last can be committed."""
+
+    async def story(scene: Scene) -> None:
+        unwilling = await scene.enrolled(70)
+        before, made = scene.workers.current, offer(new)
+        late = scene.join(scene.hire(71))
+        rolling = asyncio.create_task(scene.roll(made, new))
+        await asyncio.to_thread(unwilling.take)
+        late.work()
+        await scene.until(lambda: scene.workers.present[1].has_answered(made.set))
+        unwilling.say(Refused(made.set, "no"))
+        unwilling.work()
+        assert (await rolling).result == "refused"
+        await scene.until(lambda: scene.workers.all_serve)
+        scene.is_settled(before)
+
+    tell(story, old)
+
+
+# What the listener shows
+
+
+@pytest.mark.parametrize("successor_is_right", [True, False])
+def test_a_wrong_answer_is_mended_by_telling_again_then_by_replacing_and_at_last_all_go_back(
+    old: Issued, new: Issued, successor_is_right: bool
+):
+    async def story(scene: Scene) -> None:
+        wrong = certs.load(old).default
+        scene.shown_by_successors = None if successor_is_right else wrong
+        right, stuck = [(await scene.enrolled(pid, shows)).work() for pid, shows in ((70, None), (71, wrong))]
+        before, made = scene.workers.current, offer(new)
+        done = await scene.roll(made, new)
+        assert scene.replaced == [71]
+        assert stuck.sets.count(made.set) > 1
+        if successor_is_right:
+            assert (done.result, done.replaced) == ("active", 1)
+            scene.is_settled(made, stuck)
+        else:
+            assert done.result == "rolled_back"
+            assert old.fingerprint in done.reason
+            scene.is_settled(before, stuck)
+        assert right.sets[1] == made.set
+
+    tell(story, old)
+
+
+def test_a_listener_that_is_not_reached_is_no_reason_to_go_back(
+    old: Issued, new: Issued, monkeypatch: pytest.MonkeyPatch
+):
+    hurry(monkeypatch, "PATIENCE")
+
+    async def story(scene: Scene) -> None:
+        worker = (await scene.enrolled(70)).work()
+        vacant = scene.crew.socket()
+        assert scene.endpoint is not None
+        scene.endpoint = Endpoint(vacant.family, ("127.0.0.2", scene.crew.port), False, False)
+        made = offer(new)
+        done = await scene.roll(made, new)
+        assert (done.result, scene.replaced) == ("unverified", [])
+        assert "could be asked" in done.reason
+        scene.is_settled(made)
+        assert worker.sets[-1] == made.set
+
+    tell(story, old)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_foreign_program_shows_on_the_port_is_no_reason_to_go_back(
+    old: Issued, new: Issued, alone: bool, monkeypatch: pytest.MonkeyPatch
+):
+    hurry(monkeypatch, "PATIENCE")
+
+    async def story(scene: Scene) -> None:
+        worker = (await scene.enrolled(70)).work()
+        stranger = scene.hire(666, certs.load(old).default)
+        if alone:
+            assert worker.listener is not None
+            worker.listener.shutdown(socket.SHUT_RDWR)
+        made = offer(new)
+        done = await scene.roll(made, new)
+        assert (done.result, scene.replaced) == ("unverified" if alone else "active", [])
+        assert ("another program answers on the same port" in done.reason) is alone
+        scene.is_settled(made, stranger)
+
+    tell(story, old)

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from botproxy.config import schema
 from botproxy.errors import ConfigError, Problem
-from botproxy.keeper.source import read_pair
+from botproxy.keeper.source import Pair, read_pair, read_password
 from tests.certs import Issued
-
-NOBODY = 65534
+from tests.keeper.conftest import Mounted, somebody_else
 
 
 @pytest.fixture
 def entry(tmp_path: Path, cert_for: Callable[..., Issued]) -> schema.Certificate:
     return cert_for("a.test").write(tmp_path / "certs")
-
-
-@contextmanager
-def somebody_else(tmp_path: Path) -> Iterator[int]:
-    """Be an account without rights; the way to `tmp_path` itself is made free."""
-    if os.geteuid() != 0:
-        yield os.geteuid()
-        return
-    closed = [parent for parent in (tmp_path, *tmp_path.parents) if not parent.stat().st_mode & 0o001]
-    for parent in closed:
-        parent.chmod(parent.stat().st_mode | 0o001)
-    os.setegid(NOBODY)
-    os.seteuid(NOBODY)
-    try:
-        yield NOBODY
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        for parent in closed:
-            parent.chmod(parent.stat().st_mode & ~0o001)
 
 
 def refusal(entry: schema.Certificate) -> Problem:
@@ -69,8 +47,39 @@ def test_the_password_is_the_file_without_its_last_line_end(
     file = tmp_path / "password"
     file.touch(mode=0o600)
     file.write_bytes(content)
-    pair = read_pair(entry.model_copy(update={"password_file": str(file)}), "certificates[0]")
-    assert pair.password == password
+    with_password = entry.model_copy(update={"password_file": str(file)})
+    assert read_pair(with_password, "certificates[0]").password == password
+    assert read_password(with_password) == password
+
+
+def test_a_password_that_is_not_to_be_had_is_none(entry: schema.Certificate, tmp_path: Path):
+    assert read_password(entry) is None
+    for file in (tmp_path, tmp_path / "none"):
+        assert read_password(entry.model_copy(update={"password_file": str(file)})) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((b"c", b"k", None), (b"c", b"k", None), True),
+        ((b"c", b"k", None), (b"x", b"k", None), False),
+        ((b"c", b"k", None), (b"c", b"x", None), False),
+        ((b"c", b"k", b"p"), (b"c", b"k", b"x"), False),
+        ((b"ck", b"", None), (b"c", b"k", None), False),
+        ((b"c", b"kp", None), (b"c", b"k", b"p"), False),
+    ],
+)
+def test_the_digest_is_of_all_that_was_read_and_of_nothing_else(
+    one: tuple[bytes, bytes, bytes | None], other: tuple[bytes, bytes, bytes | None], same: bool
+):
+    assert (Pair(*one, ()).digest == Pair(*other, ()).digest) is same
+
+
+def test_the_time_of_a_file_is_no_part_of_the_digest(entry: schema.Certificate):
+    before = read_pair(entry, "certificates[0]").digest
+    for file in (entry.chain, entry.key):
+        os.utime(file, (0, 0))
+    assert read_pair(entry, "certificates[0]").digest == before
 
 
 def test_every_file_that_is_missing_is_told_at_once(entry: schema.Certificate, tmp_path: Path):
@@ -172,6 +181,22 @@ def test_a_password_that_others_can_read_is_a_warning(entry: schema.Certificate,
     pair = read_pair(entry.model_copy(update={"password_file": f"{tmp_path}/password"}), "certificates[0]")
     assert [finding.rule for finding in pair.findings] == ["open_to_others"]
     assert "sesame" not in pair.findings[0].sentence
+
+
+def test_a_file_that_is_mounted_by_itself_is_a_warning(
+    entry: schema.Certificate, tmp_path: Path, with_bind_mount: Mounted
+):
+    outside = tmp_path / "outside.pem"
+    outside.write_bytes(Path(entry.chain).read_bytes())
+    code = (
+        "from botproxy.config.schema import Certificate\n"
+        "from botproxy.keeper.source import read_pair\n"
+        f"pair = read_pair(Certificate(chain={entry.chain!r}, key={entry.key!r}), 'certificates[0]')\n"
+        "print([(each.rule, each.severity) for each in pair.findings], pair.findings[0].sentence)\n"
+    )
+    said = with_bind_mount(outside, Path(entry.chain), code)
+    assert said.startswith("[('mounted_alone', 'warning')]")
+    assert f'"{entry.chain}"' in said
 
 
 def test_no_descriptor_is_lost_on_any_road(entry: schema.Certificate, tmp_path: Path):

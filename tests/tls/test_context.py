@@ -6,53 +6,23 @@ import fcntl
 import hashlib
 import os
 import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ed25519
-from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
 from botproxy.config import schema
-from botproxy.tls.certificates import parse
 from botproxy.tls.context import (
     CertificateSet,
-    Handed,
-    ProofFailed,
     Served,
     certificate_context,
-    hand,
     listener_context,
-    probe,
-    prove,
     sealed_memfd,
 )
 from tests import certs
-from tests.certs import Authority, Issued
+from tests.certs import Authority, Issued, dual, load
 
 TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-
-
-@contextmanager
-def handed(*sites: Issued) -> Iterator[list[Handed]]:
-    result = [hand(parse(site.chain_pem, site.key_pem)) for site in sites]
-    try:
-        yield result
-    finally:
-        for each in result:
-            os.close(each.fd)
-
-
-def load(*sites: Issued, strict: bool = False) -> CertificateSet:
-    with handed(*sites) as certificates:
-        return CertificateSet.load(certificates, strict)
-
-
-def fingerprint(site: Issued) -> str:
-    return hashlib.sha256(site.leaf.public_bytes(Encoding.DER)).hexdigest()
 
 
 def fingerprints(served: Served | None) -> frozenset[str]:
@@ -145,7 +115,7 @@ def test_an_exact_name_wins_over_a_wildcard_and_a_wildcard_over_the_default(ca: 
         ("unknown.test", default),
         (None, default),
     ]:
-        assert Wire(front.listener, client(), name).fingerprint == fingerprint(expected), name
+        assert Wire(front.listener, client(), name).fingerprint == expected.fingerprint, name
 
 
 def test_one_trailing_dot_does_not_matter(ca: Authority):
@@ -188,8 +158,8 @@ def test_hosts_and_serves_know_every_name(ca: Authority):
 def test_of_two_certificates_of_one_key_type_the_first_is_served(ca: Authority):
     first, second = ca.issue("a.test"), ca.issue("a.test", "b.test")
     both = load(first, second)
-    assert fingerprints(both.select("a.test")) == {fingerprint(first)}
-    assert fingerprints(both.select("b.test")) == {fingerprint(second)}
+    assert fingerprints(both.select("a.test")) == {first.fingerprint}
+    assert fingerprints(both.select("b.test")) == {second.fingerprint}
 
 
 def test_hsts_is_promised_only_when_every_pair_of_a_name_allows_it(ca: Authority):
@@ -202,35 +172,28 @@ def test_hsts_is_promised_only_when_every_pair_of_a_name_allows_it(ca: Authority
 # Two key types
 
 
-def dual(ca: Authority) -> tuple[Issued, Issued]:
-    """An ECDSA and an RSA certificate for one name, from different intermediates."""
-    return ca.issue("a.test"), certs.root("Other").intermediate("Other Lower").issue(
-        "a.test", "b.test", key=certs.rsa_key()
-    )
-
-
 def test_clients_get_the_key_type_they_understand(ca: Authority):
     ecdsa, rsa = dual(ca)
     front = Front(load(ecdsa, rsa))
     modern = Wire(front.listener, client(), "a.test")
-    assert modern.fingerprint == fingerprint(ecdsa)
+    assert modern.fingerprint == ecdsa.fingerprint
     assert modern.sent() == 2
     old = Wire(front.listener, client(version=TLS_1_2, ciphers="ECDHE+aRSA"), "a.test")
-    assert old.fingerprint == fingerprint(rsa)
+    assert old.fingerprint == rsa.fingerprint
     assert old.sent() == 2
-    assert Wire(front.listener, client(), "b.test").fingerprint == fingerprint(rsa)
+    assert Wire(front.listener, client(), "b.test").fingerprint == rsa.fingerprint
 
 
 def test_the_default_speaks_both_key_types_of_the_first_certificates_name(ca: Authority):
     ecdsa, rsa = dual(ca)
-    assert load(rsa, ecdsa).default.fingerprints == {fingerprint(rsa), fingerprint(ecdsa)}
+    assert load(rsa, ecdsa).default.fingerprints == {rsa.fingerprint, ecdsa.fingerprint}
 
 
 def test_an_exact_name_of_one_type_is_joined_by_a_wildcard_of_the_other(ca: Authority):
     ecdsa, rsa = ca.issue("x.a.test"), ca.issue("*.a.test", key=certs.rsa_key())
     both = load(ecdsa, rsa)
-    assert fingerprints(both.select("x.a.test")) == {fingerprint(ecdsa), fingerprint(rsa)}
-    assert fingerprints(both.select("y.a.test")) == {fingerprint(rsa)}
+    assert fingerprints(both.select("x.a.test")) == {ecdsa.fingerprint, rsa.fingerprint}
+    assert fingerprints(both.select("y.a.test")) == {rsa.fingerprint}
 
 
 def test_names_of_the_same_pairs_share_one_context(ca: Authority):
@@ -303,7 +266,7 @@ def test_an_old_ticket_resumes_after_a_swap_and_new_handshakes_get_the_new_certi
     assert again.client.session_reused
     fresh = Wire(front.listener, visitor, "a.test")
     assert not fresh.client.session_reused
-    assert fresh.fingerprint == fingerprint(new)
+    assert fresh.fingerprint == new.fingerprint
 
 
 # Files in memory
@@ -344,43 +307,3 @@ def test_a_pair_that_openssl_refuses_raises_and_never_asks_the_terminal(
             certificate_context([fd])
     finally:
         os.close(fd)
-
-
-# Proof
-
-
-@pytest.mark.parametrize("minimum", ["1.2", "1.3"])
-@pytest.mark.parametrize("name", ["a.test", "*.a.test", "192.0.2.7", "2001:db8::7", None])
-def test_the_probe_sees_every_key_type(ca: Authority, minimum: str, name: str | None):
-    pairs = dual(ca)
-    listener = listener_context(schema.Tls.model_validate({"min_version": minimum}))
-    seen = probe(listener, load(*pairs).default.context, name)
-    assert seen == {fingerprint(pair) for pair in pairs}
-    assert listener.sni_callback is None
-
-
-@pytest.mark.parametrize(
-    "key",
-    [certs.rsa_key(), certs.ecdsa_key(), ed25519.Ed25519PrivateKey.generate()],
-    ids=["rsa", "ecdsa", "ed"],
-)
-def test_every_key_type_is_proven(ca: Authority, key: certs.Key):
-    prove(load(ca.issue("a.test", key=key)), listener_context(schema.Tls()))
-
-
-def test_a_context_without_certificate_fails_the_probe():
-    with pytest.raises(ProofFailed, match=r"NO_SHARED_CIPHER|NO_SUITABLE_SIGNATURE|ALERT"):
-        probe(listener_context(schema.Tls()), certificate_context([]), "a.test")
-
-
-def test_a_certificate_that_is_not_what_it_is_said_to_be_fails_the_proof(ca: Authority):
-    site = ca.issue("a.test")
-    with handed(site) as certificates:
-        forged = [replace(each, fingerprint="0" * 64) for each in certificates]
-        with pytest.raises(ProofFailed, match=r"a\.test"):
-            prove(CertificateSet.load(forged, False), listener_context(schema.Tls()))
-
-
-def test_a_set_proves_all_it_serves(ca: Authority):
-    sites: Sequence[Issued] = (ca.issue("a.test"), ca.issue("*.b.test"), *dual(ca))
-    prove(load(*sites), listener_context(schema.Tls()))

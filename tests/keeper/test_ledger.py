@@ -1,0 +1,245 @@
+"""What is remembered over a restart, and a disk that fails without harm to what is served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from botproxy.keeper.boot import restore
+from botproxy.keeper.ledger import Ledger
+from botproxy.keeper.lineage import Lineage
+from botproxy.keeper.rollout import Rollout
+from botproxy.keeper.schedule import Order
+from botproxy.keeper.store import Refusal, Store
+from tests.certs import NOW, Authority
+from tests.keeper.conftest import active, lineage, no_room
+
+REFUSAL = Refusal("ab", "rolled_back", "the listener shows another", "see", NOW.isoformat(), final=True)
+FAILED = "a certificate is served, and cannot be written down"
+RECOVERED = "a certificate can be written down again"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "state" / "certs")
+
+
+@pytest.fixture
+def ledger(store: Store) -> Ledger:
+    return Ledger(store)
+
+
+@pytest.fixture
+def site(ca: Authority) -> Lineage:
+    """What is served of it is not in the store yet."""
+    return lineage(ca.issue("a.test"), 0)
+
+
+@pytest.fixture
+def broken(store: Store) -> Callable[[bool], None]:
+    """`broken(True)`: the store cannot be written, nor read; `broken(False)`: it is empty and can."""
+
+    def be(now: bool) -> None:
+        store.directory.parent.mkdir(exist_ok=True)
+        if now:
+            store.directory.touch()
+        else:
+            store.directory.unlink()
+
+    return be
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Since it was last asked."""
+    found = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+def keep(ledger: Ledger, site: Lineage, times: int = 1) -> None:
+    for _ in range(times):
+        number = asyncio.run(ledger.keep(site, replace(site.active, number=0), "event"))
+        site.active = replace(site.active, number=number)
+
+
+# What is remembered
+
+
+def test_what_was_kept_is_restored_as_it_was_served(ledger: Ledger, store: Store, site: Lineage):
+    keep(ledger, site)
+    assert site.active.number == store.current("site") == 1
+    generation = store.read("site", 1)
+    assert generation is not None
+    assert restore(generation, site.entry) == site.active
+    assert generation.meta["trigger"] == "event"
+    assert generation.meta["names"] == ["a.test"]
+    assert generation.meta["fingerprint"] == site.active.certificate.fingerprint
+
+
+def test_an_older_generation_is_pointed_to_and_not_kept_twice(ledger: Ledger, store: Store, site: Lineage):
+    keep(ledger, site, times=2)
+    assert asyncio.run(ledger.keep(site, replace(site.active, number=1), "rollback")) == 1
+    assert store.current("site") == 1
+    assert store.numbers("site") == [1, 2]
+
+
+def test_a_way_back_is_remembered_together_with_what_was_refused(ledger: Ledger, store: Store, site: Lineage):
+    keep(ledger, site, times=2)
+    site.refusal = REFUSAL
+    asyncio.run(ledger.go_back(site, 1))
+    assert store.current("site") == 1
+    assert store.refusal("site") == REFUSAL
+    asyncio.run(ledger.forget_refusal(site))
+    assert store.refusal("site") is None
+    asyncio.run(ledger.go_back(site, 0))  # what was served before could not be kept
+    assert store.current("site") == 1
+    assert store.refusal("site") == REFUSAL
+
+
+def test_all_but_what_is_served_are_forgotten_on_demand(ledger: Ledger, store: Store, site: Lineage):
+    keep(ledger, site, times=3)
+    asyncio.run(ledger.forget_others(site))
+    assert store.numbers("site") == [3]
+
+
+@pytest.mark.parametrize(
+    ("served", "wanted", "number"),
+    [(4, None, 3), (2, None, 1), (1, None, None), (0, None, 4), (4, 2, 2), (2, 4, 4), (4, 9, None)],
+)
+def test_the_generation_to_go_back_to_is_the_named_one_or_the_one_before(
+    ledger: Ledger, site: Lineage, served: int, wanted: int | None, number: int | None
+):
+    keep(ledger, site, times=4)
+    site.active = replace(site.active, number=served)
+    found, numbers = asyncio.run(ledger.find(site, wanted))
+    assert (found.number if found else None) == number
+    assert numbers == [1, 2, 3, 4]
+
+
+def test_the_audit_says_what_was_changed_why_and_how_long_it_took(
+    ledger: Ledger, store: Store, site: Lineage, ca: Authority
+):
+    keep(ledger, site)
+    new = active(ca.issue("a.test", "b.test"), 2)
+    order = Order("command", 100.0, force=True, spent={"noticing": 0.123456})
+    rollout = Rollout("active", seconds={"preparing": 0.5}, replaced=1, workers=((4711, ("ab", "cd")),))
+    asyncio.run(ledger.audit(site, "active", site.active, new, order, NOW, "why", rollout))
+    asyncio.run(ledger.audit(site, "rejected", site.active, new, Order("event", 1.0), NOW))
+    text = (store.directory / "audit.jsonl").read_text()
+    first, second = map(json.loads, text.splitlines())
+    assert (
+        first.items()
+        >= {
+            "time": NOW.isoformat(timespec="milliseconds"),
+            "certificate": "site",
+            "result": "active",
+            "reason": "why",
+            "trigger": "command",
+            "forced": True,
+            "seconds": {"noticing": 0.1235, "preparing": 0.5},
+            "replaced": 1,
+            "workers": [{"pid": 4711, "fingerprints": ["ab", "cd"]}],
+        }.items()
+    )
+    assert (first["old"]["generation"], first["old"]["names"]) == (1, ["a.test"])
+    assert (first["new"]["generation"], first["new"]["fingerprint"]) == (2, new.certificate.fingerprint)
+    assert (second["seconds"], second["workers"], second["forced"]) == ({}, [], False)
+    assert site.last == {key: second[key] for key in ("time", "result", "reason", "trigger", "seconds")}
+    assert "PRIVATE" not in text
+
+
+# A disk that fails
+
+
+def test_a_disk_that_fails_is_told_once_and_so_is_its_recovery(
+    ledger: Ledger, site: Lineage, broken: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "botproxy")
+    broken(True)
+    keep(ledger, site, times=3)
+    assert site.active.number == 0
+    assert messages(caplog) == [FAILED]
+    broken(False)
+    keep(ledger, site, times=2)
+    assert site.active.number == 2
+    assert messages(caplog) == [RECOVERED]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda ledger, site: ledger.keep(site, site.active, "event"),
+        lambda ledger, site: ledger.go_back(site, 1),
+        lambda ledger, site: ledger.forget_refusal(site),
+        lambda ledger, site: ledger.forget_others(site),
+        lambda ledger, site: ledger.audit(
+            site, "rejected", site.active, site.active, Order("event", 1.0), NOW
+        ),
+    ],
+    ids=["keep", "go back", "forget the refusal", "forget others", "audit"],
+)
+def test_nothing_that_cannot_be_written_is_an_error_for_the_caller(
+    ledger: Ledger,
+    site: Lineage,
+    broken: Callable[[bool], None],
+    caplog: pytest.LogCaptureFixture,
+    write: Callable[[Ledger, Lineage], Awaitable[Any]],
+):
+    async def story() -> None:
+        await write(ledger, site)
+
+    broken(True)
+    asyncio.run(story())
+    assert messages(caplog) == [FAILED]
+
+
+def test_a_pointer_that_the_disk_does_not_take_is_not_called_kept(
+    ledger: Ledger, site: Lineage, broken: Callable[[bool], None]
+):
+    """Else it would not be tried again, and a restart would serve another one."""
+    broken(True)
+    assert asyncio.run(ledger.keep(site, replace(site.active, number=3), "rollback")) == 0
+
+
+def test_a_store_that_cannot_be_read_has_nothing_to_go_back_to(
+    ledger: Ledger, site: Lineage, broken: Callable[[bool], None]
+):
+    broken(True)
+    for wanted in (None, 1):
+        assert asyncio.run(ledger.find(site, wanted)) == (None, [])
+
+
+def test_what_is_missing_on_a_full_disk_is_missing_although_something_else_fits(
+    ledger: Ledger, store: Store, site: Lineage, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "botproxy")
+    store.directory.mkdir(parents=True)
+    with no_room(len(site.active.chain) - 1):
+        keep(ledger, site)
+        asyncio.run(ledger.forget_refusal(site))
+    asyncio.run(ledger.audit(site, "active", site.active, site.active, Order("event", 1.0), NOW))
+    assert site.active.number == 0
+    assert messages(caplog) == [FAILED]
+    keep(ledger, site)
+    assert messages(caplog) == [RECOVERED]
+
+
+def test_what_cannot_be_written_for_one_certificate_is_told_of_that_one(
+    ledger: Ledger, store: Store, site: Lineage, ca: Authority, caplog: pytest.LogCaptureFixture
+):
+    other = lineage(ca.issue("b.test"), 0, name="other")
+    store.directory.mkdir(parents=True)
+    (store.directory / "other").touch()
+    keep(ledger, other)
+    keep(ledger, site)
+    [record] = caplog.records
+    assert record.__dict__["data"]["certificate"] == "other"
+    assert record.__dict__["data"]["directory"] == str(store.directory)
+    assert (other.active.number, site.active.number) == (0, 1)
