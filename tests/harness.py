@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 import yaml
 
 from tests.wire import OK, PATIENCE, Message, Wire
@@ -32,6 +34,16 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def program(*names: str) -> str:
+    """Path of an external program; without it the test is skipped, in CI it fails."""
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    if os.environ.get("BOTPROXY_CI"):
+        pytest.fail(f"none of {names} is installed")
+    pytest.skip(f"none of {names} is installed")
 
 
 # Bots

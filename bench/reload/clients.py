@@ -5,8 +5,8 @@ includes the verification of chain and name), no answer, half an answer, or one 
 not the bot's to this very request. Several processes connect at once, some with TLS 1.2,
 at a bounded rate; `Clients` starts them and collects what they met.
 
-Run `python -m bench.reload.clients PORT CA 1.2|1.3`: one line of JSON for each connection,
-until SIGTERM. After: `bench.reload.sightings`.
+Run `python -m bench.reload.clients PORT CA 1.2|1.3 PAUSE`: one line of JSON for each
+connection, until SIGTERM. After: `bench.reload.sightings`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from bench.reload.lineage import NAME
 
 DEADLINE = 10.0
 """Seconds for each wait of one connection."""
-PAUSE = 0.02
-"""Seconds from the start of one connection to that of the next, at least: two processors carry the
-clients, the bot and the peer, and a port is free again only after a minute."""
 PROCESSES = 4
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -106,15 +103,18 @@ def serial_shown(tls: ssl.SSLSocket) -> str:
 class Clients:
     """Processes that connect all the time."""
 
-    def __init__(self, port: int, ca: Path, processes: int = PROCESSES) -> None:
+    def __init__(self, port: int, ca: Path, pause: float) -> None:
+        """`pause`: seconds from the start of one connection to that of the next of the same process, at
+        least. It bounds the load: the same processors carry the clients, the bot and the peer."""
         self.attempts: list[Attempt] = []
         """In the order in which they were heard of, which is about that of their ends."""
         self._changed = threading.Condition()
         self._processes = []
         self._readers = []
-        for number in range(processes):
+        for number in range(PROCESSES):
             version = tuple(VERSIONS)[number % len(VERSIONS)]
-            command = [sys.executable, "-m", "bench.reload.clients", str(port), str(ca), version]
+            arguments = [str(port), str(ca), version, str(pause)]
+            command = [sys.executable, "-m", "bench.reload.clients", *arguments]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None
             reader = threading.Thread(target=self._read, args=(process.stdout,), daemon=True)
@@ -168,7 +168,7 @@ def _paths() -> Iterator[str]:
         yield f"/{os.getpid()}/{number}"
 
 
-def _main(port: int, ca: Path, version: str) -> None:
+def _main(port: int, ca: Path, version: str, pause: float) -> None:
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us, who then stops us
@@ -176,9 +176,9 @@ def _main(port: int, ca: Path, version: str) -> None:
     for path in _paths():
         made = attempt(port, context, path)
         print(json.dumps(asdict(made)), flush=True)
-        if stopped.wait(max(0.0, made.began + PAUSE - time.monotonic())):
+        if stopped.wait(max(0.0, made.began + pause - time.monotonic())):
             return
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    _main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]))

@@ -31,6 +31,7 @@ from tests.harness import Proxied, running
 
 WORKERS = 2
 PATIENCE = 30.0
+CLIENT_PAUSE = 0.02
 LONGEST_DELAY = 0.06
 """Seconds between two steps."""
 TWICE = 0.15
@@ -92,7 +93,7 @@ def main(rounds: int, seed: int) -> int:
     began = time.monotonic()
     with site(WORKERS) as place, running(_config(place), place.directory) as proxied:
         crew = set(proxied.workers())
-        with Clients(place.port, place.lineage.ca) as clients:
+        with Clients(place.port, place.lineage.ca, CLIENT_PAUSE) as clients:
             clients.wait(lambda attempts: {each.worker for each in attempts} >= crew, PATIENCE)
             tally = _rounds(place.lineage, clients, crew, chance, rounds)
         if set(proxied.workers()) != crew:

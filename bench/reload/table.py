@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 RESULTS = FOLDER / "results.json"
-PAGES = (FOLDER.parents[1] / "README.md", FOLDER / "README.md")
+PAGES = (ROOT / "README.md", FOLDER / "README.md")
 BEGIN, END = "<!-- reload table -->", "<!-- end of reload table -->"
 
 Answer = Mapping[str, Any]
@@ -26,42 +27,36 @@ def main() -> int:
     text = table(json.loads(RESULTS.read_text()))
     print(text)
     for page in PAGES:
-        if page.exists():
-            old = page.read_text()
-            new = between_markers(old, text)
-            if new != old:
-                page.write_text(new)
-                print(f"\nwritten into {page.relative_to(FOLDER.parents[1])}")
+        old = page.read_text() if page.exists() else ""
+        new = between_markers(old, text)
+        if new != old:
+            page.write_text(new)
+            print(f"\nwritten into {page.relative_to(ROOT)}")
     return 0
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The peers as columns, for their names are short and the questions long."""
+    """A column for each peer: their names are short, the questions long."""
+    renewals = results["conditions"]["renewals"]
+    questions: list[tuple[str, Callable[[Answer], str]]] = [
+        ("version", _version),
+        ("what it is told after a renewal", lambda peer: str(peer["command"])),
+        ("told nothing, it serves the new certificate after: median, worst", _of("unasked", _noticed)),
+        ("told, every worker serves it after: median, worst", _of("under_load", _complete)),
+        (f"failed connections during {renewals} renewals under load", _of("under_load", _failures)),
+        ("TLS 1.3 tickets that still resume", _of("tickets", _tickets("1.3"))),
+        ("TLS 1.2 tickets that still resume", _of("tickets", _tickets("1.2"))),
+        ("new certificate beside the old key: serves on", _of("mismatch", _running)),
+        ("new certificate beside the old key: starts", _of("mismatch", _restart)),
+    ]
     peers = results["peers"]
     rows = [
         ["", *(f"**{peer['name']}**" for peer in peers)],
         ["---"] * (len(peers) + 1),
-        ["version", *(_version(peer) for peer in peers)],
-        ["notices new files by itself", *(_cell(peer, "unasked", _unasked) for peer in peers)],
-        ["what it is told", *(peer["command"] for peer in peers)],
-        [
-            "every worker serves the new one after: median, worst",
-            *(_cell(peer, "under_load", _complete) for peer in peers),
-        ],
-        [
-            f"failed connections during {results['conditions']['renewals']} renewals",
-            *(_cell(peer, "under_load", _failures) for peer in peers),
-        ],
-        [
-            "connection with a request: median, 99 of 100",
-            *(_cell(peer, "under_load", _connections) for peer in peers),
-        ],
         *(
-            [f"TLS {version} tickets that still resume", *(_cell(peer, "tickets", ask) for peer in peers)]
-            for version, ask in (("1.3", _tickets("1.3")), ("1.2", _tickets("1.2")))
+            [words, *("missing" if peer["missing"] else show(peer) for peer in peers)]
+            for words, show in questions
         ),
-        ["new certificate, old key: serves", *(_cell(peer, "mismatch", _running) for peer in peers)],
-        ["the same: starts", *(_cell(peer, "mismatch", _restart) for peer in peers)],
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -76,35 +71,38 @@ def between_markers(page: str, text: str) -> str:
 # Private
 
 
-def _cell(peer: Answer, question: str, show: Callable[[Answer], str]) -> str:
-    if peer["missing"]:
-        return "missing"
-    answer = peer[question]
-    return "failed" if "error" in answer else show(answer)
+def _of(question: str, show: Callable[[Answer], str]) -> Callable[[Answer], str]:
+    """What `show` says of a peer's answer to `question`."""
+    return lambda peer: "failed" if "error" in peer[question] else show(peer[question])
 
 
 def _version(peer: Answer) -> str:
-    if peer["missing"]:
-        return "missing"
     words = str(peer["version"]).replace("/", " ").split()
     return next(word.partition("-")[0] for word in words if word[0].isdigit())
 
 
-def _unasked(answer: Answer) -> str:
-    return _spread([sample["complete"] for sample in answer["samples"]], f"{answer['waited_seconds']:g} s")
+def _noticed(answer: Answer) -> str:
+    came = _came(answer["samples"])
+    if not came:
+        return f"never (within {answer['waited_seconds']:g} s)"
+    return _times(came) + _late(came, answer["samples"])
 
 
 def _complete(answer: Answer) -> str:
-    return _spread([sample["complete"] for sample in answer["renewals"]], "the wait")
+    came = _came(answer["renewals"])
+    return _times(came) + _late(came, answer["renewals"]) if came else "never"
 
 
-def _spread(seconds: list[float | None], wait: str) -> str:
-    came = [each for each in seconds if each is not None]
-    if not came:
-        return f"never (within {wait})" if wait != "the wait" else "never"
-    text = f"{_seconds(statistics.median(came))}, {_seconds(max(came))}"
-    late = len(seconds) - len(came)
-    return f"{text}; {late} of {len(seconds)} never" if late else text
+def _came(samples: Sequence[Answer]) -> list[float]:
+    return [sample["complete"] for sample in samples if sample["complete"] is not None]
+
+
+def _late(came: Sequence[float], samples: Sequence[Answer]) -> str:
+    return f"; {len(samples) - len(came)} of {len(samples)} never" if len(came) < len(samples) else ""
+
+
+def _times(came: Sequence[float]) -> str:
+    return f"{_seconds(statistics.median(came))}, {_seconds(max(came))}"
 
 
 def _seconds(value: float) -> str:
@@ -119,11 +117,6 @@ def _failures(answer: Answer) -> str:
     return f"{sum(failures.values())} of {connections}" + (f" ({kinds})" if kinds else "")
 
 
-def _connections(answer: Answer) -> str:
-    spent = answer["connection_seconds"]
-    return f"{_seconds(spent['p50'])}, {_seconds(spent['p99'])}"
-
-
 def _tickets(version: str) -> Callable[[Answer], str]:
     def show(answer: Answer) -> str:
         before = answer["without_a_renewal"][version].get("resumed", 0)
@@ -135,19 +128,18 @@ def _tickets(version: str) -> Callable[[Answer], str]:
 
 
 def _running(answer: Answer) -> str:
-    running = answer["running"]
-    served = ", ".join(f"the {which}" for which in running["served"]) or "nothing"
-    failed = sum(running["failures"].values())
-    return f"{served}; {failed} of {running['connections']} failed"
+    return _served(answer["running"])
 
 
 def _restart(answer: Answer) -> str:
     restart = answer["restart"]
-    if not restart["starts"]:
-        return "no"
-    served = ", ".join(f"the {which}" for which in restart["served"]) or "nothing"
-    failed = sum(restart["failures"].values())
-    return f"yes, serves {served}" + (f"; {failed} failed" if failed else "")
+    return f"yes: {_served(restart)}" if restart["starts"] else "no"
+
+
+def _served(seen: Answer) -> str:
+    served = " and ".join(f"the {which} one" for which in seen["served"]) or "nothing"
+    failed = sum(seen["failures"].values())
+    return f"{served}, {failed} of {seen['connections']} failed"
 
 
 if __name__ == "__main__":

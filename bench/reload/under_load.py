@@ -7,6 +7,7 @@ connections in a row, over all workers, were given the new one.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,12 +21,14 @@ PATIENCE = 15.0
 WARM_UP = 2.0
 PAUSE = 0.5
 """Seconds from one renewal to the next, once it is over."""
+CLIENT_PAUSE = 0.005
+"""Short enough to meet a peer that is away for a moment."""
 KEPT_FAILURES = 100
 
 
 def measure(peer: Peer, renewals: int) -> dict[str, Any]:
     """Counts and samples over `renewals` of `peer`, which runs."""
-    with Clients(peer.site.port, peer.site.lineage.ca) as clients:
+    with Clients(peer.site.port, peer.site.lineage.ca, CLIENT_PAUSE) as clients:
         time.sleep(WARM_UP)
         began = time.monotonic()
         samples = []
@@ -34,9 +37,11 @@ def measure(peer: Peer, renewals: int) -> dict[str, Any]:
             time.sleep(PAUSE)
         seconds = time.monotonic() - began
     attempts = clients.attempts
+    load_average = os.getloadavg()[0]
     failed = [attempt for attempt in attempts if attempt.failure is not None]
     return {
         "seconds": round(seconds, 1),
+        "load_average": round(load_average, 2),
         "connections": len(attempts),
         "failures": dict(failures(attempts)),
         "failed": [asdict(attempt) for attempt in failed[:KEPT_FAILURES]],
@@ -55,7 +60,8 @@ def _renew(peer: Peer, clients: Clients) -> dict[str, Any]:
         return changeover(attempts, serial, renewed).is_settled(peer.workers)
 
     clients.wait(settled, PATIENCE, since)
-    return {**asdict(changeover(clients.attempts[since:], serial, renewed)), "command": asdict(told)}
+    change = asdict(changeover(clients.attempts[since:], serial, renewed))
+    return {"renewed": renewed, **change, "command": asdict(told)}
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:

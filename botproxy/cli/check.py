@@ -14,6 +14,7 @@ import json
 import os
 import pwd
 import shlex
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from botproxy.cli.verb import Verb
 from botproxy.config.load import Draft, draft_file
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper.load import Loaded, Located, examine_certificates, prove_certificates
+from botproxy.keeper.paths import steps
 from botproxy.server.privileges import PrivilegeError, worker_account
 from botproxy.tls.context import listener_context
 from botproxy.upstream.dial import verifications
@@ -100,7 +102,7 @@ def examine(path: str, now: datetime) -> Verdict:
     except ConfigError as wrong:
         return Verdict(CONFIGURATION_WRONG, tuple(wrong.problems), ())
     problems = [*draft.problems, *_around(draft)]
-    examined = examine_certificates(draft.config, now, draft.positions)
+    examined = examine_certificates(draft.config, now, draft.positions, complete=draft.complete)
     unservable = list(examined.problems)
     servable = examined.servable()
     if servable:
@@ -124,7 +126,9 @@ def _around(draft: Draft) -> Iterator[Problem]:
         verifications(config.upstreams)
     except ConfigError as wrong:
         yield from wrong.problems
-    if config.acme_webroot is not None and not os.path.isdir(config.acme_webroot):
+    if config.acme_webroot is None:
+        pass
+    elif not os.path.isdir(config.acme_webroot):
         found = "something else" if os.path.exists(config.acme_webroot) else "nothing"
         yield Problem(
             draft.where(("acme_webroot",)),
@@ -133,7 +137,30 @@ def _around(draft: Draft) -> Iterator[Problem]:
             "name the directory given to certbot --webroot -w, or make it: "
             f"mkdir -p {shlex.quote(config.acme_webroot)}",
         )
+    elif (closed := _closed_to_workers(config.acme_webroot, config.user)) is not None:
+        yield Problem(
+            draft.where(("acme_webroot",)),
+            "acme_webroot",
+            f'expected a directory that the workers can enter, found "{closed}" closed to them',
+            f"chmod o+x {shlex.quote(closed)}",
+        )
     yield from _account(draft)
+
+
+def _closed_to_workers(directory: str, user: str | None) -> str | None:
+    """The first component on the way into `directory` that the workers' account cannot enter."""
+    try:
+        account = worker_account(user)
+    except PrivilegeError:
+        return None  # which has a problem of its own
+    if account is None:
+        return None
+    for _, entry in steps(directory):
+        status = os.stat(entry)
+        bit = {account.uid: stat.S_IXUSR}.get(status.st_uid) or {account.gid: stat.S_IXGRP}.get(status.st_gid)
+        if stat.S_ISDIR(status.st_mode) and not status.st_mode & (bit or stat.S_IXOTH):
+            return entry
+    return None
 
 
 def _account(draft: Draft) -> Iterator[Problem]:

@@ -37,6 +37,8 @@ class Draft:
     """What is right in it, and defaults; never to be served while there are `problems`."""
     positions: tuple[int, ...]
     """For each of its certificates the index that it has in the file."""
+    complete: bool
+    """Whether these are all certificates of the file."""
     problems: tuple[Problem, ...]
     where: Callable[[Path], str]
     """`file:line` of a key."""
@@ -58,9 +60,12 @@ def draft_file(path: str) -> Draft:
     data, report = _read(path)
     complete = _validate(data, report)
     if complete is not None:
-        return Draft(complete, tuple(range(len(complete.certificates))), (), report.where)
+        positions = tuple(range(len(complete.certificates)))
+        return Draft(complete, positions, True, (), report.where)
     positions, config = _usable(data)
-    return Draft(config, positions, tuple(report.problems()), report.where)
+    written = data.get("certificates")
+    whole = isinstance(written, list) and len(written) == len(positions)
+    return Draft(config, positions, whole, tuple(report.problems()), report.where)
 
 
 def load_options(values: Mapping[str, Any], origins: Mapping[str, str] = _NONE) -> Config:

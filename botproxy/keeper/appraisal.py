@@ -53,7 +53,9 @@ def distrusted_chain(certificate: Certificate, roots: Sequence[x509.Certificate]
     own = [found for found in certificate.found if is_self_signed(found)]
     trusted = roots is not None and is_trusted(certificate, roots)
     name = next((askable(name) for name in certificate.dns_names if is_askable(askable(name))), None)
-    if certificate.is_self_signed or not certificate.key_matches or name is None or not (own or trusted):
+    if certificate.is_self_signed or not certificate.key_matches or name is None:
+        return None
+    if not trusted and not is_trusted(certificate, own):
         return None
     handed = hand(certificate)
     try:

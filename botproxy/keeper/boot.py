@@ -10,6 +10,7 @@ Before: `keeper.process`. After: `keeper.renewal`, which goes on from here.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from dataclasses import replace
@@ -25,6 +26,8 @@ from botproxy.keeper.naming import names_of
 from botproxy.keeper.source import Pair, read_pair, read_password
 from botproxy.keeper.store import Generation, Refusal, Store
 from botproxy.tls.rules import Finding
+
+logger = logging.getLogger(__name__)
 
 
 def begin(config: Config, store: Store, listener: ssl.SSLContext, now: datetime) -> list[Lineage]:
@@ -47,6 +50,10 @@ def last_good(store: Store, name: str, entry: Entry) -> Active | None:
     for generation in store.candidates(name):
         if (active := restore(generation, entry)) is not None:
             return active
+        data = {"certificate": name, "generation": generation.number}
+        logger.warning(
+            "a kept certificate cannot be used (other files, or another password)", extra={"data": data}
+        )
     return None
 
 

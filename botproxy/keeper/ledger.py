@@ -10,8 +10,9 @@ Before: `keeper.renewal`. After: `keeper.store`, `keeper.audit`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from botproxy.keeper import audit, vigil
@@ -30,8 +31,10 @@ class Ledger:
     async def keep(self, lineage: Lineage, new: Active, trigger: str) -> int:
         """Make `new` the last good one; its number, 0 when the disk does not take it."""
         if new.number:
-            await self._write(lineage, "generation", lambda: self._store.point(lineage.name, new.number))
-            return new.number
+            taken = await self._write(
+                lineage, "generation", lambda: self._store.point(lineage.name, new.number)
+            )
+            return new.number if taken else 0
         meta = {
             "accepted": new.since.isoformat(),
             "trigger": trigger,
@@ -63,7 +66,8 @@ class Ledger:
 
     async def forget_others(self, lineage: Lineage) -> None:
         """Remove every generation but the one that is served."""
-        await self._write(lineage, "removal", lambda: self._store.forget_others(lineage.name))
+        served = lineage.active.number
+        await self._write(lineage, "removal", lambda: self._store.forget_others(lineage.name, served))
 
     async def find(self, lineage: Lineage, wanted: int | None) -> tuple[Generation | None, list[int]]:
         """A generation (None: the one before the served one) if it is there, and the numbers of all."""
@@ -87,31 +91,60 @@ class Ledger:
         rollout: Rollout | None = None,
     ) -> None:
         """Append one line about what became of `new`."""
-        seconds = order.spent | (rollout.seconds if rollout else {})
-        entry: dict[str, Any] = {
-            "time": now.isoformat(timespec="milliseconds"),
-            "certificate": lineage.name,
-            "result": result,
-            "reason": reason,
-            "trigger": order.trigger,
-            "forced": order.force,
-            "old": {"generation": old.number, **describe(old.certificate)},
-            "new": {"generation": new.number, **describe(new.certificate)},
-            "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
-            "replaced": rollout.replaced if rollout else 0,
-            "workers": [
-                {"pid": pid, "fingerprints": list(fingerprints)}
-                for pid, fingerprints in (rollout.workers if rollout else ())
-            ],
-        }
-        lineage.last = {key: entry[key] for key in ("time", "result", "reason", "trigger", "seconds")}
-        file = self._store.directory / "audit.jsonl"
-        await self._write(lineage, "audit", lambda: audit.append(file, entry))
+        entry = _entry(lineage, result, order, now, reason, rollout)
+        entry |= {"old": _identity(old), "new": _identity(new)}
+        await self._append(lineage, entry)
 
-    async def _write(self, lineage: Lineage, what: str, write: Callable[[], None]) -> None:
+    async def audit_start(self, lineage: Lineage, now: datetime) -> None:
+        """Append a line about what is served from the start, unless the last one says it.
+
+        Files may have changed while nobody ran, or a keeper died before it could write.
+        """
+        before = await asyncio.to_thread(audit.served_last, self._audit_file, lineage.name)
+        if before is None or before.get("fingerprint") != lineage.active.certificate.fingerprint:
+            entry = _entry(lineage, "active", Order("start", 0.0), now, "", None)
+            await self._append(lineage, entry | {"old": before, "new": _identity(lineage.active)})
+
+    @property
+    def _audit_file(self) -> Path:
+        return self._store.directory.parent / "audit.jsonl"
+
+    async def _append(self, lineage: Lineage, entry: Mapping[str, Any]) -> None:
+        lineage.last = {key: entry[key] for key in ("time", "result", "reason", "trigger", "seconds")}
+        await self._write(lineage, "audit", lambda: audit.append(self._audit_file, entry))
+
+    async def _write(self, lineage: Lineage, what: str, write: Callable[[], None]) -> bool:
         try:
             await asyncio.to_thread(write)
         except OSError as error:
             vigil.complain_of_disk(lineage, what, self._store.directory, error)
-        else:
-            vigil.praise_disk(lineage, what)
+            return False
+        vigil.praise_disk(lineage, what)
+        return True
+
+
+# Private
+
+
+def _entry(
+    lineage: Lineage, result: str, order: Order, now: datetime, reason: str, rollout: Rollout | None
+) -> dict[str, Any]:
+    seconds = order.spent | (rollout.seconds if rollout else {})
+    return {
+        "time": now.isoformat(timespec="milliseconds"),
+        "certificate": lineage.name,
+        "result": result,
+        "reason": reason,
+        "trigger": order.trigger,
+        "forced": order.force,
+        "seconds": {step: round(spent, 4) for step, spent in seconds.items()},
+        "replaced": rollout.replaced if rollout else 0,
+        "workers": [
+            {"pid": pid, "fingerprints": list(fingerprints)}
+            for pid, fingerprints in (rollout.workers if rollout else ())
+        ],
+    }
+
+
+def _identity(active: Active) -> dict[str, Any]:
+    return {"generation": active.number, **describe(active.certificate)}

@@ -189,10 +189,16 @@ def describe(certificate: Certificate) -> dict[str, Any]:
     return {
         "names": list(certificate.names),
         "issuer": certificate.issuer,
-        "serial": f"{certificate.serial:x}",
+        "serial": serial_text(certificate.serial),
         "key_type": certificate.key_type,
         "not_before": certificate.not_before.isoformat(),
         "not_after": certificate.not_after.isoformat(),
         "fingerprint": certificate.fingerprint,
         "spki": certificate.spki,
     }
+
+
+def serial_text(serial: int) -> str:
+    """A serial number as openssl and CT sites write it: whole bytes, hexadecimal."""
+    digits = f"{serial:x}"
+    return digits if len(digits) % 2 == 0 else f"0{digits}"

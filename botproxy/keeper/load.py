@@ -69,10 +69,13 @@ class Examined:
         return [each.certificate for each in self.certificates if each.path not in stopped]
 
 
-def examine_certificates(config: Config, now: datetime, positions: Sequence[int] = ()) -> Examined:
+def examine_certificates(
+    config: Config, now: datetime, positions: Sequence[int] = (), *, complete: bool = True
+) -> Examined:
     """Every certificate of `config` that can be read, judged; and why the others cannot.
 
-    `positions` are their indices in the file, where that has others that are left out here.
+    `positions` are their indices in the file, where that has others that are left out here; it is
+    `complete` when it has not.
     """
     problems: list[Problem] = []
     loaded: list[Loaded] = []
@@ -87,8 +90,7 @@ def examine_certificates(config: Config, now: datetime, positions: Sequence[int]
             problems += error.problems
             continue
         findings += (Located(path, entry.chain, finding) for finding in pair.findings)
-    everything = not problems and list(files) == list(range(len(files)))
-    findings += judge(config, loaded, now, everything=everything)
+    findings += judge(config, loaded, now, everything=complete and not problems)
     return Examined(tuple(loaded), tuple(findings), tuple(problems))
 
 

@@ -2,15 +2,14 @@
 
 A name must survive restarts and a reordered configuration, so it is made of the path of
 the chain file: certbot's `live/bot.example.com/fullchain.pem` is `bot.example.com`,
-`/etc/ssl/bot.pem` is `bot`. Where two would be the same, a piece of the path's hash
-tells them apart. Pure.
+`/etc/ssl/bot.pem` is `bot`. Where two would be the same, the first keeps it, and the
+others get a piece of their path's hash. Pure.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -22,11 +21,11 @@ _USUAL = {"fullchain", "chain", "cert", "certificate", "tls", "server", "site"}
 
 def names_of(certificates: Sequence[Certificate]) -> tuple[str, ...]:
     """A name for each, all different."""
-    plain = [each.name or _from_path(each.chain) for each in certificates]
-    often = Counter(plain)
+    given = {each.name for each in certificates}
     names: list[str] = []
-    for certificate, name in zip(certificates, plain, strict=True):
-        if often[name] > 1 and certificate.name is None:
+    for certificate in certificates:
+        name = certificate.name or _from_path(certificate.chain)
+        if certificate.name is None and (name in names or name in given):
             name = f"{name}-{hashlib.sha256(certificate.chain.encode()).hexdigest()[:6]}"
         while name in names:  # one file configured twice
             name += "-again"

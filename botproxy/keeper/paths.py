@@ -20,7 +20,9 @@ def steps(file: str) -> Iterator[tuple[str, str]]:
     so whoever asks looks at a directory before the next step.
     """
     directory = "/"
-    ahead = os.path.abspath(file).split("/")[1:]
+    # Not abspath, which takes `..` for the parent of a link's name; the kernel goes up where it leads.
+    whole = file if file.startswith("/") else f"{os.getcwd()}/{file}"
+    ahead = [part for part in whole.split("/") if part not in ("", ".")]
     for _ in range(_LONGEST):
         if not ahead:
             return

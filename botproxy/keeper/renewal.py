@@ -26,7 +26,7 @@ from botproxy.keeper import vigil
 from botproxy.keeper.appraisal import objection
 from botproxy.keeper.boot import refusal_of, restore
 from botproxy.keeper.ledger import Ledger
-from botproxy.keeper.lineage import Active, Lineage
+from botproxy.keeper.lineage import Active, Lineage, serial_text
 from botproxy.keeper.load import parse_pair
 from botproxy.keeper.probes import Question, questions
 from botproxy.keeper.rollout import Phase, Roller, Rollout
@@ -100,6 +100,9 @@ class Renewals:
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        await self._keep_vigil()
+        for lineage in self._lineages:
+            await self._ledger.audit_start(lineage, self._wall())
         while True:
             order = await self._next()
             if order is not None:
@@ -135,6 +138,8 @@ class Renewals:
         self._schedule.ticked(now)
         for lineage in self._lineages:
             vigil.look_at(lineage, now, self._wall())
+            if "refusal" in lineage.unwritten:
+                await self._ledger.go_back(lineage, lineage.active.number)
             if lineage.active.number == 0:
                 number = await self._ledger.keep(lineage, lineage.active, "start")
                 lineage.active = replace(lineage.active, number=number)
@@ -295,7 +300,7 @@ class Renewals:
         data = {
             "certificate": lineage.name,
             "generation": new.number,
-            "serial": f"{new.certificate.serial:x}",
+            "serial": serial_text(new.certificate.serial),
             "expires": new.certificate.not_after.isoformat(),
             "trigger": order.trigger,
             "seconds": round(time.monotonic() - order.since, 3),

@@ -81,7 +81,7 @@ class Store:
         """Generations on disk, oldest first."""
         try:
             entries = os.listdir(self._directory / name)
-        except FileNotFoundError:
+        except OSError:
             return []
         return sorted(int(entry) for entry in entries if entry.isdecimal())
 
@@ -91,7 +91,7 @@ class Store:
         try:
             meta = json.loads(_read(directory / "meta.json"))
             chain, key = _read(directory / "fullchain.pem"), _read(directory / "privkey.pem")
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return Generation(number, chain, key, meta) if isinstance(meta, dict) else None
 
@@ -107,7 +107,7 @@ class Store:
         """What is remembered of the files' present content."""
         try:
             return Refusal(**json.loads(_read(self._directory / name / "refused.json")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     # Writing
@@ -116,6 +116,7 @@ class Store:
         """Write a new generation and point to it; its number. Older ones beyond `KEPT` go."""
         with self._locked(name) as home:
             _sweep(home)
+            before = self.current(name)
             number = max(self.numbers(name), default=0) + 1
             aside = home / f".new-{os.getpid()}"
             try:
@@ -129,9 +130,14 @@ class Store:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
             _sync(home)
-            _point(home, number)
+            try:
+                _point(home, number)
+            except BaseException:
+                if self.current(name) != number:
+                    shutil.rmtree(home / str(number), ignore_errors=True)
+                raise
             for old in self.numbers(name)[:-KEPT]:
-                if old != number:
+                if old != before:
                     shutil.rmtree(home / str(old), ignore_errors=True)
             return number
 
@@ -140,12 +146,11 @@ class Store:
         with self._locked(name) as home:
             _point(home, number)
 
-    def forget_others(self, name: str) -> None:
-        """Remove every generation but the current one."""
+    def forget_others(self, name: str, kept: int) -> None:
+        """Remove every generation but `kept`."""
         with self._locked(name) as home:
-            current = self.current(name)
             for number in self.numbers(name):
-                if number != current:
+                if number != kept:
                     shutil.rmtree(home / str(number))
             _sync(home)
 
@@ -164,7 +169,8 @@ class Store:
     def _locked(self, name: str) -> Iterator[Path]:
         """The directory of `name`, for one writer at a time: an old botproxy may still be ending."""
         home = self._directory / name
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

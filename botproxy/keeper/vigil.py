@@ -86,7 +86,7 @@ def complain_of_disk(lineage: Lineage, what: str, directory: Path, error: OSErro
         "what": what,
         "directory": str(directory),
         "why": error.strerror or str(error),
-        "hint": f"make room: df -h {directory}; it is tried again every few seconds",
+        "hint": f"see what is wrong: df -h {directory}, ls -ld {directory}",
     }
     if what not in lineage.unwritten:
         lineage.unwritten.add(what)

@@ -66,18 +66,22 @@ class Watch:
         while self._settings.events:
             self._watched = await asyncio.to_thread(_directories, self._files)
             self._moved.clear()
+            if not self._watched:
+                await asyncio.sleep(RETRY)
+                continue
             try:
                 await self._listen_there()
             except FileNotFoundError:
+                self._begun.cancel()
                 await asyncio.sleep(STEP / 1000)  # it went in this moment: look where the way ends now
             except (OSError, WatchfilesRustInternalError) as error:
+                self._begun.cancel()
                 self._has_events = False
                 self._complain(error)
                 await asyncio.sleep(RETRY)
 
     async def _listen_there(self) -> None:
         """Until other directories decide."""
-        loop = asyncio.get_running_loop()
         events = awatch(
             *self._watched,
             watch_filter=None,
@@ -86,11 +90,12 @@ class Watch:
             debounce=1000,
             stop_event=self._moved,
             force_polling=False,
-            ignore_permission_denied=True,
+            # With True every refusal is passed over in silence, that for want of room included.
+            ignore_permission_denied=False,
         )
         # The loop below sets the watches before it waits for the first time, and only then this is
         # called: what changed before there was a watch is found by reading now.
-        loop.call_soon(self._begin)
+        self._begun = asyncio.get_running_loop().call_soon(self._begin)
         async with aclosing(events):
             async for changes in events:
                 self._notice("event")
@@ -122,7 +127,8 @@ class Watch:
 
 
 Watched = dict[str, tuple[int, int]]
-"""Directories by path, with device and inode: another directory may take the same path."""
+"""Directories by path, with device and inode: another directory may take the same path. Those that
+may be entered and not read cannot be watched, and are left to polling."""
 
 
 def _directories(files: Sequence[str]) -> Watched:
@@ -132,5 +138,6 @@ def _directories(files: Sequence[str]) -> Watched:
             status = os.stat(directory)
         except OSError:
             continue  # it went in this moment; the next look finds where the way ends
-        found[directory] = (status.st_dev, status.st_ino)
+        if os.access(directory, os.R_OK, effective_ids=True):
+            found[directory] = (status.st_dev, status.st_ino)
     return found

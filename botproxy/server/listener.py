@@ -82,10 +82,11 @@ class Listener:
         """Take what is already queued, so that nobody who got through is reset, and close."""
         if self._stopped:
             return
-        self.pause()
+        # Before anything is taken: whoever is taken may ask for more, which would watch the socket again.
+        self._stopped = True
+        self._update()
         while self._accept_one():
             pass
-        self._stopped = True
         self.sock.close()
 
     def _accept(self) -> None:

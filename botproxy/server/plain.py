@@ -7,8 +7,10 @@ been seen by everybody on the way. Nothing is ever forwarded to a bot.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,12 @@ from botproxy import errors
 from botproxy.http.dates import http_date
 from botproxy.http.exchange import Exchange
 from botproxy.http.h1 import Kept
+from botproxy.keeper.paths import obstacle
 from botproxy.model import Field, Record, RequestHead, make_field
 from botproxy.policy import refusals
 from botproxy.policy.headers import TowardClient, new_request_id
+
+logger = logging.getLogger(__name__)
 
 CHALLENGE_PATH = b"/.well-known/acme-challenge/"
 _TOKEN = re.compile(rb"[A-Za-z0-9_-]{1,128}")  # RFC 8555 8.3: base64url
@@ -45,6 +50,7 @@ class Plain:
         self._serves = serves
         self._toward_client = toward_client
         self._record = record
+        self._complained = False
 
     async def handle(self, exchange: Exchange, kept: dict[str, Kept]) -> None:
         head = exchange.head
@@ -74,8 +80,12 @@ class Plain:
         token = target.removeprefix(CHALLENGE_PATH)
         if self._webroot is None or not _TOKEN.fullmatch(token):
             raise errors.NoChallenge
+        file = self._webroot / token.decode("ascii")
         try:
-            fd = os.open(self._webroot / token.decode("ascii"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except PermissionError:
+            self._complain(obstacle(str(file)))
+            raise errors.NoChallenge from None
         except OSError:
             raise errors.NoChallenge from None
         try:
@@ -84,6 +94,13 @@ class Plain:
             return os.read(fd, CHALLENGE_LIMIT)
         finally:
             os.close(fd)
+
+    def _complain(self, closed: str) -> None:
+        """A CA that gets 404 tells its operator nothing of permissions. Said once."""
+        if not self._complained:
+            self._complained = True
+            hint = f"let workers (uid {os.geteuid()}) in: chmod o+rx {shlex.quote(closed)}"
+            logger.error("an ACME challenge cannot be read", extra={"data": {"closed": closed, "hint": hint}})
 
     def _redirect(self, exchange: Exchange, head: RequestHead) -> None:
         if not head.host or not self._serves(head.host):

@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from botproxy.config.schema import Listen, Network, split_address
 from botproxy.keeper.probes import Endpoint
@@ -36,10 +36,11 @@ class Bound:
     proxy_protocol_from: tuple[Network, ...]
     shared: bool = False
     """Whether the workers of all slots accept from it: it was opened by somebody else."""
+    port: int = field(init=False)
+    """Kept, for connections that are taken up after it was closed. 0 for a Unix socket."""
 
-    @property
-    def port(self) -> int:
-        return port_of(self.sock)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "port", port_of(self.sock))
 
 
 def port_of(sock: socket.socket) -> int:

@@ -42,7 +42,8 @@ def renewal_due(certificate: Certificate) -> datetime:
 
 def stage(certificate: Certificate, now: datetime) -> Stage:
     """The stage at `now`, which is aware."""
-    lifetime = certificate.not_after - certificate.not_before
+    # Of a long one no more counts than that of which a month is a third.
+    lifetime = min(certificate.not_after - certificate.not_before, 3 * MONTH)
     left = certificate.not_after - now
     if now < certificate.not_before:
         return Stage.NOT_YET

@@ -37,9 +37,9 @@ def prove(certificates: CertificateSet, listener: ssl.SSLContext, *, every_name:
             raise ProofFailed(f"the certificate of {name} is served as {sorted(fingerprints)}")
     for host in certificates.hosts() if every_name else ():
         name = askable(host)
-        chosen = certificates.select(name)
-        if chosen is None:
-            raise ProofFailed(f"the name {host} is served no certificate")
+        chosen = certificates.wildcards[host[2:]] if host.startswith("*.") else certificates.exact[host]
+        if certificates.select(name) is not chosen:
+            raise ProofFailed(f"the name {host} is served another certificate")
         for version in _versions(listener):
             try:
                 found = shake(
@@ -81,6 +81,7 @@ def distrust(context: ssl.SSLContext, server_name: str, anchors: Sequence[x509.C
     None when it accepts it.
     """
     verifier = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    verifier.check_hostname = False  # names are `tls.rules`' affair
     verifier.load_default_certs()
     # Python 3.13 would take any certificate of the store for a root, also an intermediate.
     verifier.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
@@ -97,7 +98,14 @@ def distrust(context: ssl.SSLContext, server_name: str, anchors: Sequence[x509.C
 
 def is_askable(name: str) -> bool:
     """Whether a client can put `name` into its hello: no wildcard, no address (RFC 6066 3)."""
-    return not name.startswith("*.") and ":" not in name and not name.replace(".", "").isdigit()
+    labels = name.removesuffix(".").split(".")
+    return (
+        not name.startswith("*.")
+        and ":" not in name
+        and not name.replace(".", "").isdigit()
+        and len(name) <= 255
+        and all(0 < len(label) < 64 for label in labels)
+    )
 
 
 def askable(host: str) -> str:

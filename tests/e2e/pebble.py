@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 import subprocess
 import time
@@ -77,22 +78,21 @@ def issuing(programs: Sequence[str], directory: Path, http_port: int) -> Iterato
     config.write_text(json.dumps({"pebble": settings}))
     resolve = ["-dns01", dns_port, "-management", dns_management, "-defaultIPv6", ""]
     answer_nothing = ["-http01", "", "-https01", "", "-tlsalpn01", ""]
+    trusted = ssl.create_default_context(cafile=str(api_ca))
     with ExitStack() as stack:
-        stack.enter_context(_started([dns, *resolve, *answer_nothing], directory / "dns.log", {}))
+        resolver = stack.enter_context(_started([dns, *resolve, *answer_nothing], directory / "dns.log", {}))
+        _wait_listening(dns_port, resolver)
         command = [pebble, "-config", str(config), "-dnsserver", dns_port]
         process = stack.enter_context(_started(command, directory / "pebble.log", SETTINGS))
-        client = stack.enter_context(httpx.Client(verify=ssl.create_default_context(cafile=str(api_ca))))
-
-        def fetch(address: str, path: str) -> bytes:
-            url = f"https://localhost:{address.rpartition(':')[2]}{path}"
-            return _answer(client, url, process)
-
-        fetch(api, "/dir")
+        _wait_listening(api, process)
+        _wait_listening(management, process)
         root, issuer = (
-            x509.load_pem_x509_certificate(fetch(management, f"/{which}/0"))
+            x509.load_pem_x509_certificate(
+                httpx.get(_url(management, f"/{which}/0"), verify=trusted).raise_for_status().content
+            )
             for which in ("roots", "intermediates")
         )
-        yield Pebble(f"https://localhost:{api.rpartition(':')[2]}/dir", api_ca, root, issuer)
+        yield Pebble(_url(api, "/dir"), api_ca, root, issuer)
 
 
 # Private
@@ -112,13 +112,19 @@ def _started(command: list[str], log: Path, settings: Mapping[str, str]) -> Iter
         process.wait(PATIENCE)
 
 
-def _answer(client: httpx.Client, url: str, process: subprocess.Popen[bytes]) -> bytes:
-    """What is answered at `url`, as soon as `process` listens there."""
+def _wait_listening(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Until `process` accepts connections there."""
+    host, _, port = address.rpartition(":")
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return client.get(url).raise_for_status().content
-        except httpx.ConnectError:
-            assert time.monotonic() < deadline, f"nobody listens at {url}"
+            socket.create_connection((host, int(port)), PATIENCE).close()
+            return
+        except ConnectionRefusedError:
             assert process.poll() is None, "it ended"
-            time.sleep(0.05)
+            assert time.monotonic() < deadline, f"nobody listens at {address}"
+            time.sleep(0.02)
+
+
+def _url(address: str, path: str) -> str:
+    return f"https://localhost:{address.rpartition(':')[2]}{path}"

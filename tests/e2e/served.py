@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections import Counter
+import time
 from typing import Self
 
 from cryptography import x509
 
+from botproxy.keeper.lineage import serial_text
 from tests.certs import Issued
 from tests.harness import Proxied
-from tests.wire import get
+from tests.wire import PATIENCE, get
 
 
 def serial(issued: Issued) -> str:
-    return f"{issued.leaf.serial_number:x}"
+    return serial_text(issued.leaf.serial_number)
 
 
 def wait_served(front: Proxied, issued: Issued, since: int = 0) -> None:
@@ -35,30 +36,63 @@ def served(front: Proxied, name: str, context: ssl.SSLContext) -> x509.Certifica
 class Crowd:
     """Clients that make one verified handshake and request after the other; every failure is kept."""
 
-    def __init__(self, front: Proxied, context: ssl.SSLContext, clients: int = 3) -> None:
+    def __init__(
+        self, front: Proxied, *contexts: ssl.SSLContext, name: str = "localhost", each: int = 2
+    ) -> None:
+        """`each`: clients of every context."""
         self.failures: list[str] = []
-        self.serials: Counter[str] = Counter()
         self._front = front
-        self._context = context
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
+        self._name = name
+        self._seen: list[tuple[float, bytes]] = []
+        self._changed = threading.Condition()
+        self._over = False
+        self._threads = [
+            threading.Thread(target=self._come, args=(context,), daemon=True)
+            for context in contexts
+            for _ in range(each)
+        ]
 
-    @property
-    def answered(self) -> int:
-        return sum(self.serials.values())
+    def serials(self, since: float = 0.0) -> set[str]:
+        """Of the certificates shown to those who came after `since`, seconds since the epoch."""
+        with self._changed:
+            shown = {certificate for began, certificate in self._seen if began > since}
+        return {serial_text(x509.load_der_x509_certificate(each).serial_number) for each in shown}
 
-    def _ask(self) -> None:
-        while not self._over.is_set():
+    def wait_for(self, count: int, since: float = 0.0) -> None:
+        """Until that many more have come after `since`."""
+        with self._changed:
+            first = len(self._seen)
+
+            def came() -> bool:
+                return bool(self.failures) or sum(began > since for began, _ in self._seen[first:]) >= count
+
+            assert self._changed.wait_for(came, PATIENCE), "they do not get through"
+        assert not self.failures, self.failures
+
+    def _come(self, context: ssl.SSLContext) -> None:
+        while not self._over:
+            began = time.time()
             try:
-                with self._front.connect(self._context) as client:
-                    assert isinstance(client.sock, ssl.SSLSocket)
-                    der = client.sock.getpeercert(binary_form=True)
-                    assert der is not None
-                    answer = client.request(get())
-                    assert answer.status == 200, answer
-                self.serials[f"{x509.load_der_x509_certificate(der).serial_number:x}"] += 1
+                certificate = self._ask(context)
             except (OSError, AssertionError, ValueError) as error:
-                self.failures.append(f"{type(error).__name__}: {error}")
+                with self._changed:
+                    self.failures.append(f"{time.time():.3f} {error!r}")
+                    self._changed.notify_all()
+            else:
+                with self._changed:
+                    self._seen.append((began, certificate))
+                    self._changed.notify_all()
+
+    def _ask(self, context: ssl.SSLContext) -> bytes:
+        with self._front.connect(context, self._name) as client:
+            assert isinstance(client.sock, ssl.SSLSocket)
+            certificate = client.sock.getpeercert(binary_form=True)
+            assert certificate is not None
+            client.send(f"GET / HTTP/1.1\r\nHost: {self._name}\r\nConnection: close\r\n\r\n".encode())
+            answer = client.read_message()
+            assert (answer.status, answer.body, answer.complete) == (200, b"ok", True)
+            assert client.read_to_end() == (b"", True)
+        return certificate
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -66,9 +100,9 @@ class Crowd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._over = True
         for thread in self._threads:
-            thread.join()
+            thread.join(PATIENCE)
 
 
 def session_of(front: Proxied, context: ssl.SSLContext) -> ssl.SSLSession:

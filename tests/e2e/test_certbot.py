@@ -11,20 +11,20 @@ import os
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from cryptography import x509
 
+from botproxy.keeper.lineage import serial_text
 from tests.e2e.conftest import Start
 from tests.e2e.pebble import Pebble, issuing
-from tests.e2e.test_clients import program
-from tests.harness import Bot, Proxied
+from tests.e2e.served import Crowd
+from tests.harness import Bot, Proxied, program
 from tests.wire import PATIENCE, Message, Wire
 
 NAME = "bot.example.test"
@@ -82,9 +82,10 @@ class Certbot:
         assert done.returncode == 0, done.stdout + done.stderr
 
     @property
-    def serial(self) -> int:
+    def serial(self) -> str:
         """Of the newest certificate."""
-        return x509.load_pem_x509_certificate((self.live / "cert.pem").read_bytes()).serial_number
+        newest = x509.load_pem_x509_certificate((self.live / "cert.pem").read_bytes())
+        return serial_text(newest.serial_number)
 
     @property
     def changed(self) -> float:
@@ -112,7 +113,7 @@ class Site:
         self.certbot.obtain("--webroot", f"--webroot-path={self.webroot}", "--force-renewal")
 
     def wait_served(self) -> None:
-        serial = f"serial={self.certbot.serial:x} "
+        serial = f"serial={self.certbot.serial} "
         self.front.log.wait_for(lambda line: "a new certificate is served" in line and serial in line)
 
     def status(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class Site:
         return dict(certificate)
 
     def audit(self) -> list[dict[str, Any]]:
-        file = Path(self.front.config["state_dir"]) / "certs/audit.jsonl"
+        file = Path(self.front.config["state_dir"]) / "audit.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -154,72 +155,6 @@ def site(start: Start, open_directory: Path, unused_port: int) -> Iterator[Site]
         front.stop()
 
 
-class Clients:
-    """Clients that come without a pause, each with a verified handshake of its own and one request."""
-
-    def __init__(self, front: Proxied, *contexts: ssl.SSLContext) -> None:
-        self.failures: list[str] = []
-        self._front = front
-        self._seen: list[tuple[float, bytes]] = []
-        self._changed = threading.Condition()
-        self._ended = False
-        self._threads = [threading.Thread(target=self._come, args=(each,), daemon=True) for each in contexts]
-
-    def serials(self, since: float = 0.0) -> list[int]:
-        """Of the certificates shown to those who came after `since`."""
-        with self._changed:
-            shown = [certificate for began, certificate in self._seen if began > since]
-        found = {each: x509.load_der_x509_certificate(each).serial_number for each in set(shown)}
-        return [found[each] for each in shown]
-
-    def wait_for(self, count: int, since: float) -> None:
-        """Until that many more have come after `since`."""
-
-        with self._changed:
-            first = len(self._seen)
-
-            def came() -> bool:
-                return bool(self.failures) or sum(began > since for began, _ in self._seen[first:]) >= count
-
-            assert self._changed.wait_for(came, PATIENCE), "they do not get through"
-        assert not self.failures
-
-    def _come(self, context: ssl.SSLContext) -> None:
-        while not self._ended:
-            began = time.time()
-            try:
-                certificate = self._ask(context)
-            except (OSError, AssertionError) as error:
-                with self._changed:
-                    self.failures.append(f"{time.time():.3f} {error!r}")
-                    self._changed.notify_all()
-            else:
-                with self._changed:
-                    self._seen.append((began, certificate))
-                    self._changed.notify_all()
-
-    def _ask(self, context: ssl.SSLContext) -> bytes:
-        with self._front.connect(context, NAME) as client:
-            assert isinstance(client.sock, ssl.SSLSocket)
-            certificate = client.sock.getpeercert(binary_form=True)
-            assert certificate is not None
-            client.send(f"GET / HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n".encode())
-            answer = client.read_message()
-            assert (answer.status, answer.body, answer.complete) == (200, b"ok", True)
-            assert client.read_to_end() == (b"", True)
-        return certificate
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = True
-        for thread in self._threads:
-            thread.join(PATIENCE)
-
-
 def test_a_challenge_is_answered_on_port_80_which_redirects_everything_else(site: Site) -> None:
     answers = []
     with ThreadPoolExecutor(1) as beside:
@@ -245,26 +180,27 @@ def test_renewals_by_cron_reach_every_client_and_cost_none(site: Site) -> None:
     serials = [site.certbot.serial]
     old, new = site.ca.trust(), site.ca.trust()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with Clients(site.front, old, new, old, new) as clients:
+    with Crowd(site.front, old, new, name=NAME) as crowd:
         for _ in ("first", "second"):
             now = time.time()
-            clients.wait_for(ENOUGH, since=now)
-            assert set(clients.serials(since=now)) == {serials[-1]}
+            crowd.wait_for(ENOUGH, since=now)
+            assert crowd.serials(since=now) == {serials[-1]}
             site.certbot.renew()
             serials.append(site.certbot.serial)
             late = site.certbot.changed + PROMISE
-            clients.wait_for(ENOUGH, since=late)
-            assert set(clients.serials(since=late)) == {serials[-1]}
+            crowd.wait_for(ENOUGH, since=late)
+            assert crowd.serials(since=late) == {serials[-1]}
             site.wait_served()
             status = site.status()
             assert (status["state"], status["matches_files"]) == ("active", True)
             assert (status["served_by"], status["workers"]) == (2, 2)
-            assert int(status["serial"], 16) == serials[-1]
+            assert status["serial"] == serials[-1]
             assert status["issuer"] == site.ca.issuer.subject.rfc4514_string()
-    assert not clients.failures
-    assert set(clients.serials()) == set(serials)
-    lines = [(line["result"], line["trigger"], int(line["new"]["serial"], 16)) for line in site.audit()]
-    assert lines == [("active", "event", serial) for serial in serials]
+    assert crowd.failures == []
+    assert crowd.serials() == set(serials)
+    lines = [(line["result"], line["trigger"], line["new"]["serial"]) for line in site.audit()]
+    assert lines[0][:2] == ("active", "start")
+    assert lines[1:] == [("active", "event", serial) for serial in serials]
     log = "\n".join(site.front.log.lines)
     assert "level=error" not in log
     assert "nor trusted by this system" in log, "a warning, for no system trusts pebble"

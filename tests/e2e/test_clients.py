@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import os
-import shutil
 import ssl
 import subprocess
 import threading
@@ -25,18 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from websockets.sync.client import connect as websocket
 
 from tests.certs import Authority, Issued
-from tests.harness import Bot, Proxied, free_port, running
+from tests.harness import Bot, Proxied, free_port, program, running
 from tests.wire import PATIENCE
-
-
-def program(*names: str) -> str:
-    """Path of an external program; without it the test is skipped, in CI it fails."""
-    for name in names:
-        if found := shutil.which(name):
-            return found
-    if os.environ.get("BOTPROXY_CI"):
-        pytest.fail(f"none of {names} is installed")
-    pytest.skip(f"none of {names} is installed")
 
 
 @contextmanager

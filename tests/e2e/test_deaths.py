@@ -20,7 +20,8 @@ from tests.certs import Authority, Issued
 from tests.e2e.conftest import Start
 from tests.e2e.layouts import Certbot, RenameOver
 from tests.e2e.served import Crowd, serial, served, wait_served
-from tests.harness import PATIENCE, Bot, Proxied
+from tests.harness import Bot, Proxied
+from tests.wire import PATIENCE
 
 KILLING = Path(__file__).parent / "killing"
 
@@ -38,7 +39,7 @@ def site(ca: Authority, tmp_path: Path) -> Certbot:
 
 def wait_consistent(front: Proxied, issued: Issued) -> None:
     """Until every worker serves `issued`, and it is the last good one on disk."""
-    wanted = f"{issued.leaf.serial_number:x}"
+    wanted = serial(issued)
     deadline = time.monotonic() + PATIENCE
     while True:
         status = front.certificate("site")
@@ -65,7 +66,7 @@ def wait_consistent(front: Proxied, issued: Issued) -> None:
 def never_goes_back(crowd: Crowd, *order: Issued) -> None:
     """Nobody failed, and nobody got anything but these."""
     assert crowd.failures == []
-    assert set(crowd.serials) <= {serial(issued) for issued in order}
+    assert crowd.serials() <= {serial(issued) for issued in order}
 
 
 def test_a_keeper_that_was_killed_is_replaced_and_catches_up(
@@ -106,7 +107,7 @@ def test_the_keeper_may_be_killed_at_any_step(
             env={"KILL_HOME": str(home), "PYTHONPATH": str(KILLING)},
         )
         issued = ca.issue("localhost")
-        with Crowd(front, trust, clients=1) as crowd:
+        with Crowd(front, trust, each=1) as crowd:
             (home / "armed").touch()
             site.renew(issued)
             wait_consistent(front, issued)

@@ -193,9 +193,11 @@ def test_the_audit_has_a_line_with_what_was_and_what_is(
     site.renew(issued)
     wait_served(front, issued)
     last = front.certificate("site")["last"]
-    [line] = (Path(front.config["state_dir"]) / "certs/audit.jsonl").read_text().splitlines()
+    began, line = (Path(front.config["state_dir"]) / "audit.jsonl").read_text().splitlines()
     entry = json.loads(line)
     assert (entry["old"]["serial"], entry["new"]["serial"]) == (serial(first), serial(issued))
+    assert json.loads(began)["old"] is None
+    assert (json.loads(began)["trigger"], json.loads(began)["new"]) == ("start", entry["old"])
     assert entry["result"] == last["result"] == "active"
     assert entry["trigger"] == "event"
     assert set(entry["seconds"]) == {"noticing", "validating", "preparing", "committing", "verifying"}

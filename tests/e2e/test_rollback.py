@@ -155,8 +155,8 @@ def test_an_encrypted_key_without_password_never_asks_the_terminal(
     site = InPlace(tmp_path / "site", issued)
     put(site.key, key_pem(issued.key, b"sesame"))
     main, side = os.openpty()
-    command = [sys.executable, "-m", "botproxy", "serve", "--cert", site.chain, "--key", site.key]
-    command += ["--listen", "127.0.0.1:0", "--plain-listen", "off", "--state-dir", tmp_path / "state"]
+    command = [sys.executable, "-m", "botproxy", "serve", "--cert", str(site.chain), "--key", str(site.key)]
+    command += ["--listen", "127.0.0.1:0", "--plain-listen", "off", "--state-dir", str(tmp_path / "state")]
     process = subprocess.Popen(
         command, stdin=side, stdout=side, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

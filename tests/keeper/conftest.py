@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import ssl
 import subprocess
 import sys
@@ -42,16 +41,6 @@ def configure(tmp_path: Path) -> Configure:
         )
 
     return make
-
-
-@pytest.fixture
-def channel_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The keeper's end and the worker's, as the supervisor makes them."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    with ours, theirs:
-        yield ours, theirs
 
 
 @pytest.fixture

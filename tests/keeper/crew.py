@@ -7,22 +7,23 @@ that made it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 from botproxy.config.schema import Tls
 from botproxy.control import channel, packets
 from botproxy.control.channel import Commit, Expect, Expecting, Met, Prepare, Prepared, Refused, Serving
 from botproxy.keeper.probes import NO_PEER_KNOWN, Endpoint
-from botproxy.keeper.workers import Offer
+from botproxy.keeper.workers import Offer, Workers
 from botproxy.tls import stream as tls
 from botproxy.tls.context import CertificateSet, Handed, Served, listener_context
 from botproxy.tls.proof import prove
@@ -76,9 +77,10 @@ class Played:
         assert self.current is not None
         return tuple(sorted({each for served in self.current.each() for each in served.fingerprints}))
 
-    def end_for_keeper(self) -> socket.socket:
-        """A copy of the keeper's end, as it arrives there."""
-        return self.keepers_end.dup()
+    def join(self, workers: Workers) -> Self:
+        """Be introduced to a keeper in this process, which gets a copy of its end."""
+        workers.join(self.slot, self.pid, self.keepers_end.dup())
+        return self
 
     # One step after the other
 
@@ -86,7 +88,9 @@ class Played:
         """The next message. Raises EOFError."""
         message = channel.from_keeper(self.sock)
         assert message is not None
-        self.heard.append(message)
+        with self._changed:
+            self.heard.append(message)
+            self._changed.notify_all()
         return message
 
     def has_mail(self) -> bool:
@@ -181,7 +185,7 @@ class Played:
                 self.say(Expecting(message.ports))
 
     def wait_for(self, what: Callable[[], bool]) -> None:
-        """Until `what` holds; it is asked again whenever this worker has changed what it serves."""
+        """Until `what` holds, asked whenever this worker has heard something or serves something else."""
         ends = time.monotonic() + PATIENCE
         with self._changed:
             while not what():
@@ -194,17 +198,24 @@ class Played:
 
     # The listener
 
-    def listen(
-        self, sock: socket.socket, *, proxy_protocol: bool = False, shows: Served | None = None
-    ) -> Self:
-        """Accept on `sock` in a thread, which shows what is served, or `shows` whatever is served."""
+    def listen(self, sock: socket.socket, *, shows: Served | None = None, **how: bool) -> Self:
+        """Accept on `sock` in a thread, which shows what is served, or `shows` whatever is served.
+
+        `how`: `proxy_protocol`, whether a PROXY header is due; `hangs_up`, whether that is all it does.
+        """
         context = listener_context(Tls())
         tls.install(context, lambda sni: shows or (self.current.select(sni) if self.current else None))
         self.listener = sock
-        self._start(lambda: self._accept(sock, context, proxy_protocol))
+        self._start(lambda: self._accept(sock, context, **how))
         return self
 
-    def _accept(self, sock: socket.socket, context: ssl.SSLContext, proxy_protocol: bool) -> None:
+    def _accept(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        proxy_protocol: bool = False,
+        hangs_up: bool = False,
+    ) -> None:
         while True:
             try:
                 accepted, (_, port) = sock.accept()
@@ -215,14 +226,15 @@ class Played:
                 try:
                     if proxy_protocol:
                         assert accepted.recv(len(NO_PEER_KNOWN), socket.MSG_WAITALL) == NO_PEER_KNOWN
-                    context.wrap_socket(accepted, server_side=True).close()
+                    if not hangs_up:
+                        context.wrap_socket(accepted, server_side=True).close()
                 except OSError:
                     pass  # a client that leaves, or takes nothing we have
-                if port in self.expected:
-                    try:
-                        self.say(Met(port))
-                    except OSError:
-                        return  # we have ended
+            if port in self.expected:
+                try:
+                    self.say(Met(port))
+                except OSError:
+                    return  # we have ended
 
     # The end
 
@@ -285,3 +297,25 @@ def crew() -> Iterator[Crew]:
         yield everybody
     finally:
         everybody.close()
+
+
+Story = Callable[[Workers, Crew], Awaitable[None]]
+
+
+def tell(story: Story, *first: Issued) -> None:
+    """`story` with a keeper's workers that shall serve `first`; no error is lost, and nothing stays open."""
+    before = kept_memfds()
+    unhandled: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        with crew() as everybody:
+            workers = Workers(offer(*first))
+            try:
+                await asyncio.wait_for(story(workers, everybody), 2 * PATIENCE)
+            finally:
+                workers.close()
+
+    asyncio.run(main())
+    assert unhandled == []
+    assert kept_memfds() == before

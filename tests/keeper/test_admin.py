@@ -1,4 +1,4 @@
-"""The admin endpoint: what it answers, to whom, and what it refuses."""
+"""The admin endpoint: who may ask, how a request must look, and how an answer does."""
 
 from __future__ import annotations
 
@@ -7,43 +7,52 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from botproxy.errors import ConfigError
 from botproxy.keeper import admin
-from botproxy.keeper.admin import CertificateReport, Report, WorkerReport
 
-READY = Report(
-    ready=True,
-    workers=(WorkerReport(0, 70, 1),),
-    certificates=(CertificateReport(("a.test",), "2030-01-01T00:00:00+00:00", "ab"),),
-)
-WAITING = Report(ready=False, workers=(WorkerReport(0, None, None),), certificates=())
+Request = tuple[str, str, dict[str, list[str]]]
 
 
-def ask(path: Path, request: bytes, report: Report = READY, *, end: bool = False) -> tuple[int, bytes, bytes]:
+class Answering:
+    """Answers everything in the same way, and remembers what was asked."""
+
+    def __init__(self, status: int = 200, **body: Any) -> None:
+        self.status = status
+        self.body = body or {"said": "yes"}
+        self.asked: list[Request] = []
+
+    async def __call__(
+        self, method: str, path: str, query: Mapping[str, Sequence[str]]
+    ) -> tuple[int, dict[str, Any]]:
+        self.asked.append((method, path, {name: list(values) for name, values in query.items()}))
+        return self.status, dict(self.body)
+
+
+def ask(
+    path: Path, request: bytes, answer: admin.Answer | None = None, *, end: bool = False
+) -> tuple[int, bytes, bytes]:
     """Status, head and body of the answer; (0, b"", b"") for none."""
 
-    async def story(connect: Callable[[], Awaitable[bytes]]) -> bytes:
-        server = await admin.serve(admin.bind(path), lambda: report)
+    async def story() -> bytes:
+        server = await admin.serve(admin.bind(path), answer or Answering())
         try:
-            return await asyncio.wait_for(connect(), 10)
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(request)
+            if end:
+                writer.write_eof()
+            data = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            return data
         finally:
             server.close()
 
-    async def connect() -> bytes:
-        reader, writer = await asyncio.open_unix_connection(str(path))
-        writer.write(request)
-        if end:
-            writer.write_eof()
-        answer = await reader.read()
-        writer.close()
-        return answer
-
-    head, _, body = asyncio.run(story(connect)).partition(b"\r\n\r\n")
+    head, _, body = asyncio.run(story()).partition(b"\r\n\r\n")
     return int(head.split()[1]) if head else 0, head, body
 
 
@@ -56,60 +65,100 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "admin.sock"
 
 
-def test_live_is_answered_whatever_the_workers_do(path: Path):
-    status, _, body = ask(path, get("/-/live"), WAITING)
-    assert (status, json.loads(body)) == (200, {"live": True})
+@pytest.mark.parametrize(
+    ("request_bytes", "asked"),
+    [
+        (get("/-/live"), ("GET", "/-/live", {})),
+        (get("/-/live", "HEAD"), ("GET", "/-/live", {})),
+        (
+            get("/-/reload?name=a&name=b&wait=1&x=", "POST"),
+            ("POST", "/-/reload", {"name": ["a", "b"], "wait": ["1"], "x": [""]}),
+        ),
+        (get("/-/reload?name=%2a.b%3F&name=a+b", "POST"), ("POST", "/-/reload", {"name": ["*.b?", "a b"]})),
+        (get("/-/reload", "POST", "Content-Length: 0\r\n"), ("POST", "/-/reload", {})),
+        (get("http://localhost/-/live"), ("GET", "http://localhost/-/live", {})),
+        (b"GET /-/live HTTP/1.0\r\n\r\n", ("GET", "/-/live", {})),
+    ],
+)
+def test_method_path_and_parameters_are_asked_for(path: Path, request_bytes: bytes, asked: Request):
+    answer = Answering()
+    status, _, body = ask(path, request_bytes, answer)
+    assert (status, answer.asked) == (200, [asked])
+    assert body == (b"" if request_bytes.startswith(b"HEAD") else b'{"said": "yes"}\n')
 
 
-def test_ready_shows_workers_and_certificates(path: Path):
-    status, head, body = ask(path, get("/-/ready"))
-    assert status == 200
-    assert json.loads(body) == {
-        "ready": True,
-        "workers": [{"slot": 0, "pid": 70, "generation": 1}],
-        "certificates": [
-            {"names": ["a.test"], "not_after": "2030-01-01T00:00:00+00:00", "fingerprint": "ab"}
-        ],
+def test_an_answer_is_json_that_nobody_keeps_and_the_last_one(path: Path):
+    _, head, body = ask(path, get("/-/ready"), Answering(503, ready=False))
+    fields = dict(line.lower().split(b": ", 1) for line in head.splitlines()[1:])
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(body) == {"ready": False}
+    assert fields == {
+        b"content-type": b"application/json",
+        b"content-length": b"%d" % len(body),
+        b"x-content-type-options": b"nosniff",
+        b"cache-control": b"no-store",
+        b"connection": b"close",
     }
-    assert b"connection: close" in head.lower()
 
 
-def test_not_ready_is_503_with_the_same_report(path: Path):
-    status, _, body = ask(path, get("/-/ready"), WAITING)
-    assert status == 503
-    assert json.loads(body)["workers"] == [{"slot": 0, "pid": None, "generation": None}]
+def test_methods_that_are_allowed_stand_in_the_head(path: Path):
+    _, head, body = ask(path, get("/-/live", "PUT"), Answering(405, error="no", allow="GET, HEAD"))
+    assert b"\r\nallow: get, head\r\n" in head.lower() + b"\r\n"
+    assert json.loads(body) == {"error": "no"}
 
 
-def test_head_is_get_without_the_body(path: Path):
-    status, head, body = ask(path, get("/-/ready", "HEAD"))
-    assert (status, body) == (200, b"")
-    assert b"content-length: " in head.lower()
-
-
-def test_http_1_0_without_host_is_answered(path: Path):
-    assert ask(path, b"GET /-/live HTTP/1.0\r\n\r\n")[0] == 200
+def test_text_of_the_world_stays_within_its_answer(path: Path):
+    _, _, body = ask(path, get("/"), Answering(says='\r\n\r\n"\u2028\ud800'))
+    assert json.loads(body) == {"says": '\r\n\r\n"\u2028\ud800'}
+    assert body.isascii()
 
 
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [
-        (get("/"), 404),
-        (get("/-/ready?x"), 404),
-        (get("/-/ready/"), 404),
-        (get("/-/ready", "POST"), 405),
-        (get("/-/ready", "DELETE"), 405),
         (get("/-/ready", fields="Content-Length: 3\r\n"), 400),
         (get("/-/ready", fields="Transfer-Encoding: chunked\r\n"), 400),
+        (get("/-/ready?" + "x=1&" * 200), 400),
         (b"GET /-/ready HTTP/1.1\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
         (get("/-/ready", fields="X: " + "x" * 10_000 + "\r\n"), 431),
         (b"GET /-/ready HTTP/1.1\r\n" + b"x" * 100_000, 431),
     ],
 )
-def test_anything_else_is_refused(path: Path, request_bytes: bytes, status: int):
-    answered, _, body = ask(path, request_bytes)
-    assert answered == status
-    assert b"70" not in body
+def test_what_is_no_request_without_a_body_is_refused_unheard(path: Path, request_bytes: bytes, status: int):
+    answer = Answering()
+    answered, _, body = ask(path, request_bytes, answer)
+    assert (answered, answer.asked) == (status, [])
+    assert list(json.loads(body)) == ["error"]
+
+
+def test_an_answer_takes_as_long_as_it_takes(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(admin, "DEADLINE", 0.05)
+
+    async def answer(*_: object) -> tuple[int, dict[str, Any]]:
+        await asyncio.sleep(0.2)
+        return 200, {}
+
+    assert ask(path, get("/-/reload?wait=1", "POST"), answer)[0] == 200
+
+
+def test_questions_wait_while_nobody_serves_the_socket(path: Path):
+    """The supervisor keeps it over the death of a keeper."""
+
+    async def story() -> bytes:
+        with admin.bind(path) as kept:
+            with kept.dup() as first:
+                server = await admin.serve(first, Answering())
+                server.close()
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(get("/-/live"))
+            server = await admin.serve(kept.dup(), Answering())
+            answered = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            server.close()
+            return answered
+
+    assert asyncio.run(story()).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_client_that_leaves_early_gets_nothing(path: Path):

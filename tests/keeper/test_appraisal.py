@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from botproxy.keeper.appraisal import distrusted_chain, objection, system_roots
 from tests import certs
-from tests.certs import NOW, Authority, Issued
+from tests.certs import DAY, NOW, Authority, Issued
 from tests.keeper.conftest import odd_chain
 
 Rule = Callable[..., str | None]
@@ -72,15 +72,16 @@ def test_what_openssl_cannot_serve_is_refused_even_by_force(rule: Rule, public: 
 
 
 def test_a_chain_that_openssl_does_not_verify_is_refused_where_there_is_something_to_lose(
-    rule: Rule, public: Authority, expired_cert: Issued
+    rule: Rule, public: Authority
 ):
+    expired = certs.root().issue("a.test", not_before=NOW - 90 * DAY, not_after=NOW - DAY)
     own = certs.root("Own").intermediate()
     for authority, odd in ((public, odd_chain(public)), (own, whole(own, odd_chain(own)))):
         current = whole(authority, authority.issue("a.test"))
         assert rule(odd, current) == "chain_not_verified"
         assert rule(odd, current, forced=True) is None
         assert rule(odd) is None
-        assert rule(odd, expired_cert) is None
+        assert rule(odd, expired) is None
         assert rule(odd, odd) is None
         assert rule(current, odd) is None
 

@@ -52,6 +52,49 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_line(file: Path):
     assert file.read_bytes() == before + b'{"number":3}\n'
 
 
+# What is served
+
+
+@pytest.mark.parametrize(
+    ("result", "served"), [("active", 2), ("unverified", 2), ("rejected", 1), ("rolled_back", 1)]
+)
+def test_the_last_line_about_a_certificate_says_what_is_served(file: Path, result: str, served: int):
+    old, new = {"generation": 1}, {"generation": 2}
+    for certificate, happened in (("site", "rejected"), ("site", result), ("other", "active")):
+        audit.append(file, {"certificate": certificate, "result": happened, "old": old, "new": new})
+    assert audit.served_last(file, "site") == {"generation": served}
+
+
+def test_what_is_not_known_is_none(file: Path):
+    assert audit.served_last(file, "site") is None
+    audit.append(file, {"certificate": "other", "result": "active", "old": None, "new": {}})
+    assert audit.served_last(file, "site") is None
+    audit.append(file, {"certificate": "site", "result": "rejected", "old": None, "new": {}})
+    assert audit.served_last(file, "site") is None
+
+
+def test_lines_that_are_none_are_passed_over(file: Path):
+    audit.append(file, {"certificate": "site", "result": "active", "old": None, "new": {"generation": 1}})
+    with file.open("ab") as opened:
+        opened.write(b'\n\xff\n[]\n1\n{"certificate":"site"}\n{"certificate":"site","result":"act')
+    assert audit.served_last(file, "site") == {"generation": 1}
+
+
+def test_only_the_end_of_a_long_file_is_read(file: Path):
+    line = {"certificate": "site", "result": "active", "old": None, "new": {"generation": 1}}
+    audit.append(file, line)
+    with file.open("ab") as opened:
+        opened.truncate(64 * 1024 * 1024)
+        opened.seek(0, os.SEEK_END)
+        opened.write(b"\n")
+    assert audit.served_last(file, "site") is None
+    audit.append(file, line)
+    assert audit.served_last(file, "site") == {"generation": 1}
+
+
+# Trouble
+
+
 def test_a_link_in_its_place_is_not_written_through(file: Path, tmp_path: Path):
     file.parent.mkdir()
     victim = tmp_path / "victim"

@@ -102,6 +102,20 @@ def test_a_renewal_that_came_while_nobody_looked_is_served(
     assert (lineage.active.number, lineage.state) == (0, State.ACTIVE)
 
 
+def test_what_is_odd_about_the_files_is_remembered_with_what_they_hold(
+    start: Start, store: Store, tmp_path: Path, ca: Authority
+):
+    issued = ca.issue("a.test")
+    entry = issued.write(tmp_path / "certs", "bot")
+    Path(entry.key).chmod(0o644)
+    for _ in range(2):
+        [remark] = start(entry)[0].active.remarks
+        assert remark.rule == "open_to_others"
+        keep(store, issued, entry)
+    cut_chain(entry)
+    assert start(entry)[0].active.remarks == ()
+
+
 def test_every_certificate_has_its_place(
     start: Start, entry: schema.Certificate, ca: Authority, tmp_path: Path
 ):

@@ -44,14 +44,17 @@ def site(ca: Authority) -> Lineage:
 
 @pytest.fixture
 def broken(store: Store) -> Callable[[bool], None]:
-    """`broken(True)`: the store cannot be written, nor read; `broken(False)`: it is empty and can."""
+    """`broken(True)`: store and audit cannot be written, nor read; `broken(False)`: they are empty and can."""
 
     def be(now: bool) -> None:
         store.directory.parent.mkdir(exist_ok=True)
+        audit = store.directory.parent / "audit.jsonl"
         if now:
             store.directory.touch()
+            audit.mkdir()
         else:
             store.directory.unlink()
+            audit.rmdir()
 
     return be
 
@@ -132,7 +135,7 @@ def test_the_audit_says_what_was_changed_why_and_how_long_it_took(
     rollout = Rollout("active", seconds={"preparing": 0.5}, replaced=1, workers=((4711, ("ab", "cd")),))
     asyncio.run(ledger.audit(site, "active", site.active, new, order, NOW, "why", rollout))
     asyncio.run(ledger.audit(site, "rejected", site.active, new, Order("event", 1.0), NOW))
-    text = (store.directory / "audit.jsonl").read_text()
+    text = (store.directory.parent / "audit.jsonl").read_text()
     first, second = map(json.loads, text.splitlines())
     assert (
         first.items()
@@ -153,6 +156,34 @@ def test_the_audit_says_what_was_changed_why_and_how_long_it_took(
     assert (second["seconds"], second["workers"], second["forced"]) == ({}, [], False)
     assert site.last == {key: second[key] for key in ("time", "result", "reason", "trigger", "seconds")}
     assert "PRIVATE" not in text
+
+
+def test_a_start_is_audited_when_it_serves_something_else_than_the_last_line_says(
+    ledger: Ledger, store: Store, site: Lineage, ca: Authority
+):
+    old = site.active
+
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (store.directory.parent / "audit.jsonl").read_text().splitlines()]
+
+    def start() -> None:
+        asyncio.run(ledger.audit_start(site, NOW))
+
+    for _ in range(2):
+        start()
+    [first] = lines()
+    assert (first["result"], first["trigger"], first["old"]) == ("active", "start", None)
+    assert first["new"]["fingerprint"] == old.certificate.fingerprint
+    assert site.last is not None
+    site.active = active(ca.issue("a.test"))
+    for _ in range(2):
+        start()
+    [_, second] = lines()
+    assert second["old"] == first["new"]
+    assert second["new"]["fingerprint"] == site.active.certificate.fingerprint
+    asyncio.run(ledger.audit(site, "rejected", site.active, old, Order("event", 1.0), NOW))
+    start()
+    assert len(lines()) == 3
 
 
 # A disk that fails
@@ -176,6 +207,7 @@ def test_a_disk_that_fails_is_told_once_and_so_is_its_recovery(
     "write",
     [
         lambda ledger, site: ledger.keep(site, site.active, "event"),
+        lambda ledger, site: ledger.audit_start(site, NOW),
         lambda ledger, site: ledger.go_back(site, 1),
         lambda ledger, site: ledger.forget_refusal(site),
         lambda ledger, site: ledger.forget_others(site),
@@ -183,7 +215,7 @@ def test_a_disk_that_fails_is_told_once_and_so_is_its_recovery(
             site, "rejected", site.active, site.active, Order("event", 1.0), NOW
         ),
     ],
-    ids=["keep", "go back", "forget the refusal", "forget others", "audit"],
+    ids=["keep", "start", "go back", "forget the refusal", "forget others", "audit"],
 )
 def test_nothing_that_cannot_be_written_is_an_error_for_the_caller(
     ledger: Ledger,

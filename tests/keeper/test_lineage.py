@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from botproxy.errors import Problem
-from botproxy.keeper.lineage import ALARM, Lineage
+from botproxy.keeper.lineage import ALARM, Lineage, serial_text
 from botproxy.keeper.states import State, WrongStep
 from botproxy.keeper.store import Refusal
 from tests.certs import DAY, NOW, Authority
@@ -112,6 +112,16 @@ def test_what_is_served_differs_from_the_files_for_two_minutes_before_that_is_an
     assert site.is_alarming(100.0 + ALARM)
 
 
+@pytest.mark.parametrize(
+    ("final", "digest", "alone"), [(True, "ab", True), (True, "cd", False), (False, "ab", False)]
+)
+def test_what_was_refused_for_good_is_left_alone(site: Lineage, final: bool, digest: str, alone: bool):
+    assert not site.leaves_alone(digest)
+    site.differs(100.0)
+    site.refuse(replace(REFUSAL, final=final))
+    assert site.leaves_alone(digest) is alone
+
+
 # Troubles
 
 
@@ -197,6 +207,11 @@ def test_the_status_says_what_is_served_and_what_is_wrong(site: Lineage):
         "hint": "renew it",
         "since": REFUSAL.since,
     }
+
+
+@pytest.mark.parametrize(("serial", "text"), [(0xABC, "0abc"), (0xAB, "ab"), (1, "01")])
+def test_a_serial_number_is_written_in_whole_bytes(serial: int, text: str):
+    assert serial_text(serial) == text
 
 
 def test_the_password_file_is_one_of_the_files(site: Lineage):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,8 @@ from botproxy.keeper.workers import Offer, Workers
 from botproxy.tls.context import CertificateSet, Served
 from tests import certs
 from tests.certs import Authority, Issued
-from tests.keeper.crew import PATIENCE, Crew, Played, crew, kept_memfds, offer
+from tests.keeper import crew
+from tests.keeper.crew import PATIENCE, Crew, Played, kept_memfds, offer
 
 BRIEF = 1.0
 """Seconds that somebody who falls silent is waited for."""
@@ -55,12 +55,8 @@ class Scene:
         self.endpoint = self.endpoint or self.crew.endpoint()
         return worker
 
-    def join(self, worker: Played) -> Played:
-        self.workers.join(worker.slot, worker.pid, worker.end_for_keeper())
-        return worker
-
     async def enrolled(self, pid: int, shows: Served | None = None) -> Played:
-        worker = self.join(self.hire(pid, shows))
+        worker = self.hire(pid, shows).join(self.workers)
         await asyncio.to_thread(worker.enrol)
         await self.until(lambda: self.workers.all_serve)
         return worker
@@ -89,7 +85,7 @@ class Scene:
             return
         gone = next(worker for worker in self.crew.members if worker.pid == pid)
         self._leaving.append(asyncio.get_running_loop().run_in_executor(None, gone.leave))
-        self.join(self.hire(pid + 100, self.shown_by_successors).work())
+        self.hire(pid + 100, self.shown_by_successors).work().join(self.workers)
 
     def is_settled(self, made: Offer, *gone: Played) -> None:
         """Everybody but `gone` serves `made`, and nothing but it is held open."""
@@ -102,20 +98,7 @@ class Scene:
 
 
 def tell(story: Callable[[Scene], Awaitable[None]], *first: Issued, replaceable: bool = True) -> None:
-    unhandled: list[dict[str, Any]] = []
-
-    async def main() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-        with crew() as everybody:
-            workers = Workers(offer(*first))
-            try:
-                await asyncio.wait_for(story(Scene(workers, everybody, replaceable)), 2 * PATIENCE)
-            finally:
-                workers.close()
-
-    asyncio.run(main())
-    assert unhandled == []
-    assert kept_memfds() == 0
+    crew.tell(lambda workers, everybody: story(Scene(workers, everybody, replaceable)), *first)
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -250,19 +233,29 @@ def test_a_silent_worker_that_nobody_replaces_holds_up_nothing_for_ever(
     tell(story, old, replaceable=False)
 
 
-def test_a_worker_that_dies_between_the_phases_stops_nothing(old: Issued, new: Issued):
+@pytest.mark.parametrize("has_prepared", [False, True])
+def test_a_worker_that_dies_stops_nothing_and_nobody_waits_for_it(
+    old: Issued, new: Issued, has_prepared: bool
+):
     async def story(scene: Scene) -> None:
-        well, dying = [(await scene.enrolled(pid)).work() for pid in (70, 71)]
-        scene.between = dying.leave
+        well, dying = [await scene.enrolled(pid) for pid in (70, 71)]
+        well.work()
         made = offer(new)
-        done = await scene.roll(made, new)
+        if has_prepared:
+            dying.work()
+            scene.between = dying.leave
+        rolling = asyncio.create_task(scene.roll(made, new))
+        if not has_prepared:
+            await asyncio.to_thread(dying.take)
+            dying.leave()
+        done = await rolling
         assert (done.result, done.replaced) == ("active", 0)
+        assert done.seconds["preparing"] < rollout.PREPARE_PATIENCE
         assert [pid for pid, _ in done.workers] == [70]
-        successor = scene.join(scene.hire(171).work())
+        successor = scene.hire(171).work().join(scene.workers)
         await scene.until(lambda: len(scene.workers.present) == 2 and scene.workers.all_serve)
         assert successor.sets == [made.set]
         scene.is_settled(made, dying)
-        assert well.sets[-1] == made.set
 
     tell(story, old)
 
@@ -273,7 +266,7 @@ def test_a_worker_that_comes_meanwhile_gets_the_current_set_and_then_the_new_one
         before, made = scene.workers.current, offer(new)
         rolling = asyncio.create_task(scene.roll(made, new))
         await asyncio.to_thread(first.take)
-        late = scene.join(scene.hire(71))
+        late = scene.hire(71).join(scene.workers)
         await asyncio.to_thread(late.enrol)
         await scene.until(lambda: scene.workers.present[1].serving == before.set)
         first.say(Prepared(made.set))
@@ -293,7 +286,7 @@ def test_a_worker_that_came_just_before_a_refused_set_serves_the_current_one(old
     async def story(scene: Scene) -> None:
         unwilling = await scene.enrolled(70)
         before, made = scene.workers.current, offer(new)
-        late = scene.join(scene.hire(71))
+        late = scene.hire(71).join(scene.workers)
         rolling = asyncio.create_task(scene.roll(made, new))
         await asyncio.to_thread(unwilling.take)
         late.work()

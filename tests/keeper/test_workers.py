@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -12,9 +12,7 @@ from botproxy.control.channel import Expect, Expecting, Met, Prepare, Prepared, 
 from botproxy.control.packets import PacketError
 from botproxy.keeper.workers import Workers
 from tests.certs import Authority, Issued
-from tests.keeper.crew import PATIENCE, Crew, Played, crew, kept_memfds, offer
-
-Story = Callable[[Workers, Crew], Awaitable[None]]
+from tests.keeper.crew import PATIENCE, Crew, kept_memfds, offer, tell
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +35,6 @@ def many_names(count: int) -> list[str]:
     return [f"{number:04}.{'x' * 60}.{'y' * 60}.{'z' * 60}.test" for number in range(count)]
 
 
-def tell(story: Story, *first: Issued) -> None:
-    """`story` with workers that shall serve `first`; nothing stays open."""
-    before = kept_memfds()
-
-    async def main() -> None:
-        with crew() as everybody:
-            workers = Workers(offer(*first))
-            try:
-                await asyncio.wait_for(story(workers, everybody), PATIENCE)
-            finally:
-                workers.close()
-
-    asyncio.run(main())
-    assert kept_memfds() == before
-
-
-def join(workers: Workers, worker: Played) -> Played:
-    workers.join(worker.slot, worker.pid, worker.end_for_keeper())
-    return worker
-
-
 async def until(workers: Workers, what: Callable[[], bool]) -> None:
     assert await workers.until(what, PATIENCE)
 
@@ -66,7 +43,7 @@ def test_everybody_is_brought_to_the_current_set(one: Issued, two: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
         assert not workers.all_serve
         for pid, slot in ((71, 1), (70, 0)):
-            worker = join(workers, everybody.hire(pid, slot))
+            worker = everybody.hire(pid, slot).join(workers)
             assert await asyncio.to_thread(worker.prepare) == workers.current.set
             await until(workers, worker.has_mail)
             assert not workers.all_serve
@@ -83,7 +60,7 @@ def test_everybody_is_brought_to_the_current_set(one: Issued, two: Issued):
 
 def test_nothing_is_committed_that_was_not_prepared(one: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
-        worker = join(workers, everybody.hire(70))
+        worker = everybody.hire(70).join(workers)
         await asyncio.to_thread(worker.take)
         worker.say(Prepared("another"))
         await until(workers, lambda: workers.present[0].prepared == "another")
@@ -96,7 +73,7 @@ def test_two_workers_of_a_slot_are_two_workers(one: Issued):
     """One that takes over and one that drains: what is meant for one does not reach the other."""
 
     async def story(workers: Workers, everybody: Crew) -> None:
-        old, new = (join(workers, everybody.hire(pid)) for pid in (70, 71))
+        old, new = (everybody.hire(pid).join(workers) for pid in (70, 71))
         await asyncio.to_thread(old.enrol)
         await until(workers, lambda: any(each.serving for each in workers.present))
         assert not workers.all_serve
@@ -114,8 +91,8 @@ def test_two_workers_of_a_slot_are_two_workers(one: Issued):
 
 def test_the_end_of_an_earlier_process_with_the_same_number_is_not_the_end_of_the_later_one(one: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
-        earlier = join(workers, everybody.hire(70))
-        later = join(workers, everybody.hire(70))
+        earlier = everybody.hire(70).join(workers)
+        later = everybody.hire(70).join(workers)
         earlier.leave()
         await asyncio.to_thread(later.enrol)
         await until(workers, lambda: workers.all_serve)
@@ -128,7 +105,7 @@ def test_a_worker_that_says_it_serves_something_else_is_not_counted(
     one: Issued, caplog: pytest.LogCaptureFixture
 ):
     async def story(workers: Workers, everybody: Crew) -> None:
-        worker = join(workers, everybody.hire(70))
+        worker = everybody.hire(70).join(workers)
         worker.say(Serving(workers.current.set, ("f" * 64,)))
         await until(workers, lambda: "a worker serves other certificates" in caplog.text)
         assert not workers.all_serve
@@ -138,7 +115,7 @@ def test_a_worker_that_says_it_serves_something_else_is_not_counted(
 
 def test_a_refusal_is_an_error_in_the_log(one: Issued, caplog: pytest.LogCaptureFixture):
     async def story(workers: Workers, everybody: Crew) -> None:
-        worker = join(workers, everybody.hire(70, 3))
+        worker = everybody.hire(70, 3).join(workers)
         worker.say(Refused(workers.current.set, "x" * 1000))
         await until(workers, lambda: workers.present[0].has_answered(workers.current.set))
 
@@ -153,7 +130,7 @@ def test_what_is_no_message_is_logged_and_the_next_one_is_heard(
     one: Issued, caplog: pytest.LogCaptureFixture
 ):
     async def story(workers: Workers, everybody: Crew) -> None:
-        worker = join(workers, everybody.hire(70))
+        worker = everybody.hire(70).join(workers)
         worker.sock.send(b"nonsense")
         await asyncio.to_thread(worker.enrol)
         await until(workers, lambda: workers.all_serve)
@@ -164,7 +141,7 @@ def test_what_is_no_message_is_logged_and_the_next_one_is_heard(
 
 def test_a_worker_that_does_not_read_delays_nobody_and_gets_all_when_it_does(huge: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
-        slow, quick = (join(workers, everybody.hire(pid)) for pid in (70, 71))
+        slow, quick = (everybody.hire(pid).join(workers) for pid in (70, 71))
         await asyncio.to_thread(quick.enrol)
         await until(workers, lambda: bool(workers.present[1].serving))
         await asyncio.to_thread(slow.enrol)
@@ -177,7 +154,7 @@ def test_nothing_more_of_a_withdrawn_offer_is_sent(huge: Issued, one: Issued):
     """Its descriptors are closed by then: another file could have their numbers."""
 
     async def story(workers: Workers, everybody: Crew) -> None:
-        worker = join(workers, everybody.hire(70))
+        worker = everybody.hire(70).join(workers)
         await asyncio.to_thread(worker.enrol)
         withdrawn = offer(*[huge] * 10)
         workers.offer(withdrawn)
@@ -201,7 +178,7 @@ def test_nothing_more_of_a_withdrawn_offer_is_sent(huge: Issued, one: Issued):
 
 def test_who_has_prepared_the_new_set_is_told_to_serve_it_and_who_has_not_gets_it(one: Issued, two: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
-        first, second, third = (join(workers, everybody.hire(pid, pid)) for pid in (70, 71, 72))
+        first, second, third = (everybody.hire(pid, pid).join(workers) for pid in (70, 71, 72))
         for worker in everybody.members:
             await asyncio.to_thread(worker.enrol)
         await until(workers, lambda: workers.all_serve)
@@ -219,7 +196,7 @@ def test_who_has_prepared_the_new_set_is_told_to_serve_it_and_who_has_not_gets_i
         await asyncio.to_thread(third.enrol)
         await until(workers, lambda: workers.all_serve)
         assert {each.serving for each in everybody.members} == {new.set}
-        late = join(workers, everybody.hire(73, 73))
+        late = everybody.hire(73, 73).join(workers)
         assert await asyncio.to_thread(late.enrol) == new.set
 
     tell(story, one)
@@ -228,7 +205,7 @@ def test_who_has_prepared_the_new_set_is_told_to_serve_it_and_who_has_not_gets_i
 @pytest.mark.parametrize("refuses", [False, True])
 def test_who_is_offered_a_set_again_has_to_answer_again(one: Issued, two: Issued, refuses: bool):
     async def story(workers: Workers, everybody: Crew) -> None:
-        worker = join(workers, everybody.hire(70))
+        worker = everybody.hire(70).join(workers)
         await asyncio.to_thread(worker.enrol)
         again = offer(two)
         for _ in range(2):
@@ -245,7 +222,7 @@ def test_who_is_offered_a_set_again_has_to_answer_again(one: Issued, two: Issued
 def test_everybody_is_told_of_probes_and_who_met_one_is_known(one: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
         for pid in (70, 71):
-            worker = join(workers, everybody.hire(pid, pid))
+            worker = everybody.hire(pid, pid).join(workers)
             await asyncio.to_thread(worker.enrol)
         first, second = everybody.members
         workers.expect((5000, 5001))
@@ -265,7 +242,7 @@ def test_everybody_is_told_of_probes_and_who_met_one_is_known(one: Issued):
 def test_waiting_ends_when_it_has_happened_and_when_it_has_not_in_time(one: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
         assert not await workers.until(lambda: workers.all_serve, 0.05)
-        join(workers, everybody.hire(70).work())
+        everybody.hire(70).work().join(workers)
         await until(workers, lambda: workers.all_serve)
 
     tell(story, one)
@@ -273,7 +250,7 @@ def test_waiting_ends_when_it_has_happened_and_when_it_has_not_in_time(one: Issu
 
 def test_at_the_end_every_channel_is_closed(one: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
-        worker = join(workers, everybody.hire(70))
+        worker = everybody.hire(70).join(workers)
         await asyncio.to_thread(worker.enrol)
         worker.keepers_end.close()  # the supervisor's copy
         workers.close()

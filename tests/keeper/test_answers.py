@@ -1,0 +1,400 @@
+"""What the admin endpoint answers, with everything behind it but the processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from botproxy.config import schema
+from botproxy.config.schema import Config
+from botproxy.keeper.answers import Answers
+from botproxy.keeper.boot import begin
+from botproxy.keeper.ledger import Ledger
+from botproxy.keeper.renewal import Renewals
+from botproxy.keeper.rollout import Roller
+from botproxy.keeper.store import Store
+from botproxy.keeper.watch import Watch
+from botproxy.keeper.workers import Offer, Workers
+from botproxy.tls.context import listener_context
+from tests.certs import NOW, Authority, Issued
+from tests.keeper.conftest import Configure
+from tests.keeper.crew import PATIENCE, Crew, Played, crew
+
+
+class House:
+    """A keeper's parts around one loop, and workers that serve what it says."""
+
+    def __init__(self, config: Config, everybody: Crew) -> None:
+        self.crew = everybody
+        listener = listener_context(config.tls)
+        self.store = Store(Path(config.state_dir or "") / "certs")
+        self.lineages = begin(config, self.store, listener, NOW)
+        self.workers = Workers(Offer.of([lineage.active.certificate for lineage in self.lineages]))
+        self.employ(70)
+        roller = Roller(self.workers, everybody.endpoint(), lambda *_: None)
+        self.renewals = Renewals(config, self.lineages, Ledger(self.store), roller, listener)
+        watch = Watch([], config.watch, self.renewals.notice)
+        self.rotations = 0
+        self.problem = ""
+        """Of the next rotation."""
+        self.answers = Answers(self.lineages, self.renewals, self.workers, watch, self.store, self._rotate)
+
+    async def _rotate(self) -> str:
+        self.rotations += 1
+        return self.problem
+
+    def employ(self, pid: int) -> Played:
+        return self.crew.hire(pid).listen(self.crew.socket()).work().join(self.workers)
+
+    async def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        return await self.answers("GET", path, {})
+
+    async def post(self, path: str, **query: str) -> tuple[int, dict[str, Any]]:
+        return await self.answers("POST", path, {name: [value] for name, value in query.items()})
+
+    async def change(self, path: str, **query: str) -> dict[str, Any]:
+        """What became of the only certificate."""
+        status, answer = await self.post(path, wait="1", **query)
+        [change] = answer["certificates"]
+        assert status == 200
+        return dict(change)
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        ends = time.monotonic() + PATIENCE
+        while not what():
+            assert time.monotonic() < ends
+            await asyncio.sleep(0.01)
+
+
+def tell(config: Config, story: Callable[[House], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with crew() as everybody:
+            house = House(config, everybody)
+            running = asyncio.create_task(house.renewals.run())
+            try:
+                await house.until(lambda: all(lineage.active.number for lineage in house.lineages))
+                assert await house.workers.until(lambda: house.workers.all_serve, PATIENCE)
+                await asyncio.wait_for(story(house), PATIENCE)
+            finally:
+                running.cancel()
+                house.workers.close()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def entry(tmp_path: Path, ca: Authority) -> schema.Certificate:
+    return ca.issue("a.test", "b.test").write(tmp_path, "a")
+
+
+@pytest.fixture
+def single(configure: Configure, entry: schema.Certificate) -> Config:
+    return configure(entry)
+
+
+@pytest.fixture
+def double(configure: Configure, entry: schema.Certificate, ca: Authority, tmp_path: Path) -> Config:
+    return configure(entry, ca.issue("c.test").write(tmp_path, "c"))
+
+
+def renew(config: Config, issued: Issued, index: int = 0) -> None:
+    write_chain(config, issued, index)
+    write_key(config, issued, index)
+
+
+def write_chain(config: Config, issued: Issued, index: int = 0) -> None:
+    Path(config.certificates[index].chain).write_bytes(issued.chain_pem)
+
+
+def write_key(config: Config, issued: Issued, index: int = 0) -> None:
+    Path(config.certificates[index].key).write_bytes(issued.key_pem)
+
+
+# Questions
+
+
+def test_it_is_ready_while_every_worker_serves_the_current_set(double: Config):
+    async def story(house: House) -> None:
+        status, answer = await house.get("/-/ready")
+        current = house.workers.current.set
+        assert status == 200
+        assert answer == {
+            "ready": True,
+            "degraded": [],
+            "workers": [{"slot": 0, "pid": 70, "set": current}],
+            "certificates": [
+                {
+                    "name": lineage.name,
+                    "names": list(lineage.active.certificate.names),
+                    "not_after": lineage.active.certificate.not_after.isoformat(),
+                    "fingerprint": lineage.active.certificate.fingerprint,
+                }
+                for lineage in house.lineages
+            ],
+        }
+        assert [each["name"] for each in answer["certificates"]] == ["a", "c"]
+        house.crew.hire(71, 1).join(house.workers)  # and serves nothing yet
+        status, answer = await house.get("/-/ready")
+        assert (status, answer["ready"]) == (503, False)
+        assert answer["workers"] == [
+            {"slot": 0, "pid": 70, "set": current},
+            {"slot": 1, "pid": 71, "set": None},
+        ]
+        assert await house.get("/-/live") == (200, {"live": True})
+
+    tell(double, story)
+
+
+def test_files_that_are_refused_degrade_it_and_it_stays_ready(single: Config, expired_cert: Issued):
+    async def story(house: House) -> None:
+        renew(single, expired_cert)
+        change = await house.change("/-/reload")
+        assert (change["outcome"], change["generation"]) == ("rejected", 1)
+        status, answer = await house.get("/-/ready")
+        [trouble] = answer["degraded"]
+        assert (status, answer["ready"]) == (200, True)
+        assert trouble.startswith(f"a: the files are refused ({change['rule']}): ")
+
+    tell(single, story)
+
+
+def test_everything_about_every_certificate_but_its_secret(double: Config):
+    secrets = Path(double.certificates[0].key).read_text().splitlines()[1:-1]
+
+    async def story(house: House) -> None:
+        house.crew.hire(71, 1).join(house.workers)
+        status, answer = await house.get("/-/certificates")
+        first, second = answer["certificates"]
+        assert status == 200
+        assert answer["watch"] == "poll"
+        assert [each["pid"] for each in answer["workers"]] == [70, 71]
+        assert (first["name"], first["chain"], first["key"]) == (
+            "a",
+            double.certificates[0].chain,
+            double.certificates[0].key,
+        )
+        assert (second["served_by"], second["workers"], second["kept"]) == (1, 2, [1])
+        assert (first["state"], first["matches_files"], first["refused"]) == ("active", True, None)
+        assert not [line for line in secrets if line in json.dumps(answer)]
+
+    tell(double, story)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("POST", "/-/live", 405, "GET, HEAD"),
+        ("DELETE", "/-/ready", 405, "GET, HEAD"),
+        ("PUT", "/-/certificates", 405, "GET, HEAD"),
+        ("GET", "/-/reload", 405, "POST"),
+        ("GET", "/-/rollback", 405, "POST"),
+        ("PUT", "/-/rotate", 405, "POST"),
+        ("GET", "/", 404, None),
+        ("GET", "/-/ready/", 404, None),
+        ("POST", "/-/Reload", 404, None),
+    ],
+)
+def test_anything_else_is_refused(single: Config, method: str, path: str, status: int, allow: str | None):
+    async def story(house: House) -> None:
+        answered, body = await house.answers(method, path, {})
+        assert (answered, body.get("allow")) == (status, allow)
+        assert body["error"]
+        assert house.rotations == 0
+
+    tell(single, story)
+
+
+# Reload
+
+
+def test_a_reload_says_what_became_of_each_certificate(double: Config, ca: Authority):
+    async def story(house: House) -> None:
+        status, answer = await house.post("/-/reload", wait="1")
+        assert [(each["name"], each["outcome"]) for each in answer["certificates"]] == [
+            ("a", "unchanged"),
+            ("c", "unchanged"),
+        ]
+        renewed = ca.issue("c.test")
+        renew(double, renewed, 1)
+        status, answer = await house.post("/-/reload", wait="1")
+        assert status == 200
+        assert [(each["outcome"], each["generation"]) for each in answer["certificates"]] == [
+            ("unchanged", 1),
+            ("active", 2),
+        ]
+        assert renewed.fingerprint in house.crew.members[0].fingerprints
+
+    tell(double, story)
+
+
+def test_only_the_named_certificates_are_looked_at(double: Config, ca: Authority):
+    async def story(house: House) -> None:
+        renew(double, ca.issue("a.test", "b.test"), 0)
+        renew(double, ca.issue("c.test"), 1)
+        change = await house.change("/-/reload", name="c")
+        assert (change["name"], change["outcome"]) == ("c", "active")
+        assert house.lineages[0].active.number == 1
+
+    tell(double, story)
+
+
+def test_an_unknown_name_is_told_with_those_that_are_known(double: Config):
+    async def story(house: House) -> None:
+        for path in ("/-/reload", "/-/rollback"):
+            status, answer = await house.post(path, name="\x1b[31m" + "x" * 100)
+            assert status == 404
+            assert answer["hint"] == "there are: a, c"
+            assert answer["error"].isprintable()
+            assert len(answer["error"]) < 120
+
+    tell(double, story)
+
+
+def test_without_wait_it_is_answered_as_soon_as_it_is_taken(single: Config, ca: Authority):
+    async def story(house: House) -> None:
+        renew(single, ca.issue("a.test", "b.test"))
+        assert await house.post("/-/reload") == (202, {"taken": True})
+        await house.until(lambda: house.lineages[0].active.number == 2)
+
+    tell(single, story)
+
+
+def test_it_is_done_although_whoever_asked_has_left(single: Config, ca: Authority):
+    async def story(house: House) -> None:
+        renew(single, ca.issue("a.test", "b.test"))
+        asking = asyncio.create_task(house.post("/-/reload", wait="1", compromised="1"))
+        await house.until(lambda: house.lineages[0].differs_since is not None)
+        asking.cancel()
+        await house.until(lambda: house.rotations == 1)
+        assert house.store.numbers("a") == [2]
+
+    tell(single, story)
+
+
+def test_somebody_who_asks_waits_for_files_that_are_not_whole_yet(single: Config, ca: Authority):
+    async def story(house: House) -> None:
+        renewed = ca.issue("a.test", "b.test")
+        write_chain(single, renewed)
+        asking = asyncio.create_task(house.change("/-/reload"))
+        await house.until(lambda: house.lineages[0].unsettled is not None)
+        write_key(single, renewed)
+        assert (await asking)["outcome"] == "active"
+
+    tell(single, story)
+
+
+@pytest.mark.parametrize(("force", "outcome"), [("0", "rejected"), ("1", "active")])
+def test_force_overrides_the_guard(single: Config, ca: Authority, force: str, outcome: str):
+    async def story(house: House) -> None:
+        renew(single, ca.issue("a.test"))
+        change = await house.change("/-/reload", force=force)
+        assert change["outcome"] == outcome
+        assert (change["rule"] == "loses_names") is (force == "0")
+
+    tell(single, story)
+
+
+# A key in wrong hands
+
+
+@pytest.mark.parametrize("problem", ["", "no room for another process"])
+def test_of_a_compromised_key_nothing_stays(single: Config, ca: Authority, problem: str):
+    async def story(house: House) -> None:
+        house.problem = problem
+        renew(single, ca.issue("a.test", "b.test"))
+        status, answer = await house.post("/-/reload", wait="1", compromised="1")
+        assert (status, answer["rotation"], house.rotations) == (200, problem, 1)
+        assert house.store.numbers("a") == [2]
+
+    tell(single, story)
+
+
+def test_a_compromised_key_stays_while_there_is_no_other(single: Config, expired_cert: Issued):
+    async def story(house: House) -> None:
+        renew(single, expired_cert)
+        status, answer = await house.post("/-/reload", wait="1", compromised="1")
+        assert (status, answer["certificates"][0]["outcome"]) == (200, "rejected")
+        assert ("rotation" in answer, house.rotations) == (False, 0)
+        assert house.store.numbers("a") == [1]
+
+    tell(single, story)
+
+
+@pytest.mark.parametrize("problem", ["", "worker 0 ended with 70"])
+def test_new_ticket_keys_or_the_reason_why_not(single: Config, problem: str):
+    async def story(house: House) -> None:
+        house.problem = problem
+        answer = await house.post("/-/rotate")
+        assert answer == (200, {"rotated": not problem, "says": problem})
+        assert house.rotations == 1
+
+    tell(single, story)
+
+
+# Going back
+
+
+def test_the_operator_goes_back_and_the_files_are_left_alone_until_they_change(single: Config, ca: Authority):
+    async def story(house: House) -> None:
+        for _ in range(2):
+            renew(single, ca.issue("a.test", "b.test"))
+            assert (await house.change("/-/reload"))["outcome"] == "active"
+        first = house.store.read("a", 1)
+        assert first is not None
+        change = await house.change("/-/rollback")
+        assert (change["name"], change["outcome"], change["generation"]) == ("a", "active", 2)
+        change = await house.change("/-/rollback", name="a", to="1")
+        assert (change["outcome"], change["generation"]) == ("active", 1)
+        assert house.crew.members[0].fingerprints == (first.meta["fingerprint"],)
+        house.renewals.notice("poll")
+        await house.renewals.reload(frozenset(), force=False)  # answered after what was noticed
+        [status] = (await house.get("/-/certificates"))[1]["certificates"]
+        assert (status["generation"], status["refused"]["rule"]) == (1, "went_back")
+        assert (await house.change("/-/reload"))["outcome"] == "active"
+        assert house.lineages[0].active.number == 4
+
+    tell(single, story)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "says"),
+    [
+        ({}, 400, "which certificate?"),
+        ({"name": "a", "to": "-1"}, 400, "number of a generation"),
+        ({"name": "a", "to": "9999999999"}, 400, "number of a generation"),
+        ({"name": "a", "to": ""}, 400, "number of a generation"),
+    ],
+)
+def test_a_rollback_that_cannot_be_meant_is_refused(
+    double: Config, query: dict[str, str], status: int, says: str
+):
+    async def story(house: House) -> None:
+        answered, answer = await house.post("/-/rollback", **query)
+        assert answered == status
+        assert says in answer["error"]
+        assert answer["hint"]
+
+    tell(double, story)
+
+
+def test_a_generation_that_is_not_there_is_a_failure_that_names_those_that_are(single: Config):
+    async def story(house: House) -> None:
+        for query in ({}, {"to": "7"}):
+            change = await house.change("/-/rollback", **query)
+            assert (change["outcome"], change["rule"], change["generation"]) == ("failed", "no_generation", 1)
+            assert "there are: 1" in change["says"]
+
+    tell(single, story)
+
+
+def test_the_served_generation_is_no_change(single: Config):
+    async def story(house: House) -> None:
+        assert (await house.change("/-/rollback", to="1"))["outcome"] == "unchanged"
+
+    tell(single, story)
