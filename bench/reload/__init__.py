@@ -1,6 +1,6 @@
 """The same certificate renewal, side by side: nginx, HAProxy, Caddy and botproxy.
 
-Run `python -m bench.reload` (about five minutes), then `python -m bench.reload.table`.
+Run `python -m bench.reload` (five minutes), then `python -m bench.reload.table`.
 Two more programs hold botproxy alone to its word: `bench.reload.renewals`, `bench.reload.flat`.
 What is measured, and what is not: README.md in this folder.
 

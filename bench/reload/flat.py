@@ -1,6 +1,6 @@
 """Are descriptors and memory flat over many reloads?
 
-Run `python -m bench.reload.flat [RELOADS]` (1 000 by default, about six minutes). Every
+Run `python -m bench.reload.flat [RELOADS]` (1 000 by default, about five minutes). Every
 reload finds a new certificate and is waited for, as `botproxy cert reload --wait` does.
 Prints what each process holds after each tenth; exits with 1 when the new certificate was
 not served by every worker after a reload, when a process was replaced, or when one holds

@@ -1,12 +1,12 @@
 """Does any renewal, however untidy, cost a client anything?
 
-Run `python -m bench.reload.renewals [ROUNDS] [SEED]` (500 rounds by default, about ten
-minutes). botproxy serves with two workers while several processes make a new verified
+Run `python -m bench.reload.renewals [ROUNDS] [SEED]` (500 rounds by default, a quarter of
+an hour). botproxy serves with two workers while several processes make a new verified
 connection for every request. Each round renews the certificate, mostly as certbot does,
 now and then as badly as programs and people do, with random delays between the steps; it
 is over when every worker serves the new one. Exits with 1 when a connection or request
 failed, when a worker went back to an older certificate, when one was not served in time,
-or when a worker was replaced. The seed makes the same renewals again, not the same times.
+or when a worker was replaced. The seed makes the same renewals again, though not in time.
 """
 
 from __future__ import annotations
@@ -198,7 +198,10 @@ def _verdict(
 ) -> int:
     failed = [attempt for attempt in attempts if attempt.failure is not None]
     for attempt in failed[:SHOWN]:
-        print(f"failed: {attempt.failure}: {attempt.detail} (worker shown by {attempt.serial or 'nothing'})")
+        since = attempt.began - attempts[0].began
+        print(
+            f"failed after {since:.1f} s: {attempt.failure}: {attempt.detail}, served {attempt.serial or '-'}"
+        )
     back = relapses(attempts, tally.order)
     for relapse in back[:SHOWN]:
         print(f"went back: worker {relapse.worker} after {relapse.seconds:.3f} s")

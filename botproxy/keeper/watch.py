@@ -74,6 +74,12 @@ class Watch:
             except FileNotFoundError:
                 self._begun.cancel()
                 await asyncio.sleep(STEP / 1000)  # it went in this moment: look where the way ends now
+            except ExceptionGroup as group:
+                # Out of the midst of watching: the name of some file there is no text.
+                if not isinstance(group.exceptions[0], WatchfilesRustInternalError):
+                    raise
+                self._notice("event")
+                await asyncio.sleep(STEP / 1000)
             except (OSError, WatchfilesRustInternalError) as error:
                 self._begun.cancel()
                 self._has_events = False

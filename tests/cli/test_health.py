@@ -10,53 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from botproxy.cli import health
+from botproxy.cli.ask import NoAnswerError, ask
 from tests.cli.command import PATIENCE, botproxy
+from tests.cli.scripted import admin, response
 
 READY = {
     "ready": True,
-    "workers": [{"slot": 0, "pid": 4711, "generation": 1}, {"slot": 1, "pid": None, "generation": None}],
+    "degraded": [],
+    "workers": [{"slot": 0, "pid": 4711, "set": "5c2b"}, {"slot": 1, "pid": 4712, "set": None}],
     "certificates": [],
 }
-
-
-@contextmanager
-def admin(path: Path, answer: bytes | Callable[[socket.socket], None]) -> Iterator[list[bytes]]:
-    """An admin socket at `path` that serves one question; gives what was asked."""
-    asked: list[bytes] = []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        listener.settimeout(30)
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(30)
-                while not b"".join(asked).endswith(b"\r\n\r\n"):
-                    asked.append(connection.recv(65536))
-                if callable(answer):
-                    answer(connection)
-                else:
-                    connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield asked
-        finally:
-            thread.join()
-
-
-def response(status: int, content: object) -> bytes:
-    body = json.dumps(content).encode()
-    return b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (status, len(body), body)
 
 
 def test_ready_is_exit_code_0_and_one_word(tmp_path):
@@ -73,6 +39,23 @@ def test_not_ready_is_exit_code_1(tmp_path):
         1,
         "not ready: 1 of 2 workers have their certificates\n",
     )
+
+
+def test_degraded_is_healthy_and_says_why(tmp_path):
+    why = [
+        "a: the files are refused (expired): it\x1b has",
+        "b: the certificate that is served is renewal late",
+    ]
+    with admin(tmp_path / "admin.sock", response(200, READY | {"degraded": why})):
+        ended = botproxy("health", "--admin", f"unix:{tmp_path}/admin.sock")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == f"ready, degraded: {'; '.join(why)}\n".replace("\x1b", "\\x1b")
+
+
+def test_not_ready_is_said_whatever_is_known_of_workers(tmp_path):
+    with admin(tmp_path / "admin.sock", response(503, {"ready": False, "workers": [None, 3]})):
+        ended = botproxy("health", "--admin", f"unix:{tmp_path}/admin.sock")
+    assert (ended.code, ended.out) == (1, "not ready: 0 of 2 workers have their certificates\n")
 
 
 def test_json_is_the_whole_answer(tmp_path):
@@ -143,8 +126,8 @@ def test_the_deadline_counts_from_the_question_not_from_the_last_byte(tmp_path):
 
     with admin(tmp_path / "admin.sock", drip):
         began = time.monotonic()
-        with pytest.raises(health.NoAnswerError, match=r"no answer within 0\.2 s"):
-            health.ask(tmp_path / "admin.sock", 0.2)
+        with pytest.raises(NoAnswerError, match=r"no answer within 0\.2 s"):
+            ask(None, f"unix:{tmp_path}/admin.sock", "/-/ready", deadline=0.2)
         took = time.monotonic() - began
         gone.set()
     assert 0.2 <= took < 2

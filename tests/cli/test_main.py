@@ -65,6 +65,8 @@ def test_a_misspelt_option_gets_the_nearest_one_as_a_hint():
         (["check", "a.yaml", "b.yaml"], "unexpected extra argument"),
         (["serve", "--config"], 'option "--config"'),
         (["health", "--json=yes"], 'option "--json"'),
+        (["cert", "status", "x"], "unexpected extra argument"),
+        (["tickets", "rotate", "--jsn"], 'unknown option "--jsn" of "botproxy tickets rotate"'),
         (["totally-unlike"], 'unknown command "totally-unlike"'),
     ],
 )
@@ -101,7 +103,19 @@ def test_errors_are_not_coloured_in_a_pipe():
     assert "\x1b[" not in botproxy("srve", env={"TERM": "xterm"}).err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["health", "--help"], ["srve"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["health", "--help"],
+        ["cert", "reload", "--help"],
+        ["cert", "status", "--admin", "unix:/absent.sock"],
+        ["tickets", "rotate", "--help"],
+        ["reload", "--help"],
+        ["srve"],
+    ],
+)
 def test_what_needs_nothing_heavy_imports_nothing_heavy(arguments):
     program = (
         "import sys\nfrom botproxy.cli.main import main\nmain(sys.argv[1:])\n"

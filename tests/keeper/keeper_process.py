@@ -1,6 +1,7 @@
 """A keeper in a process of its own, as the supervisor would fork it; started by `test_process`.
 
-Arguments: the configuration as JSON, the ready and life descriptors, then the channels.
+Argument: a JSON object with the configuration, the descriptors of link and admin socket, where
+the listener is, and how much shorter than usual the keeper waits for workers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import socket
 import sys
 
 from botproxy.config.schema import Config
-from botproxy.keeper import process
+from botproxy.keeper import process, rollout
+from botproxy.keeper.probes import Endpoint
 from botproxy.tls.context import listener_context
 
 
@@ -24,10 +26,18 @@ def main() -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    config = Config.model_validate(json.loads(sys.argv[1]))
-    ready, life, *channels = (int(argument) for argument in sys.argv[2:])
-    ends = [socket.socket(fileno=fd) for fd in channels]
-    return process.run(config, listener_context(config.tls), ends, ready, life)
+    given = json.loads(sys.argv[1])
+    for name, seconds in given["patience"].items():
+        setattr(rollout, name, seconds)
+    config = Config.model_validate(given["config"])
+    port, admin = given["port"], given["admin"]
+    return process.run(
+        config,
+        listener_context(config.tls),
+        None if port is None else Endpoint(socket.AF_INET, ("127.0.0.1", port), False, False),
+        socket.socket(fileno=given["control"]),
+        None if admin is None else socket.socket(fileno=admin),
+    )
 
 
 if __name__ == "__main__":

@@ -49,14 +49,16 @@ class Scene:
         self.endpoint: Endpoint | None = None
         self._leaving: list[asyncio.Future[None]] = []
 
-    def hire(self, pid: int, shows: Served | None = None) -> Played:
-        """A worker that listens; `shows`: what its listener shows whatever it serves."""
-        worker = self.crew.hire(pid, pid % 10).listen(self.crew.socket(), shows=shows)
-        self.endpoint = self.endpoint or self.crew.endpoint()
+    def hire(self, pid: int, shows: Served | None = None, *, listens: bool = True) -> Played:
+        """A worker; `shows`: what its listener shows whatever it serves."""
+        worker = self.crew.hire(pid, pid % 10)
+        if listens:
+            worker.listen(self.crew.socket(), shows=shows)
+            self.endpoint = self.endpoint or self.crew.endpoint()
         return worker
 
-    async def enrolled(self, pid: int, shows: Served | None = None) -> Played:
-        worker = self.hire(pid, shows).join(self.workers)
+    async def enrolled(self, pid: int, shows: Served | None = None, *, listens: bool = True) -> Played:
+        worker = self.hire(pid, shows, listens=listens).join(self.workers)
         await asyncio.to_thread(worker.enrol)
         await self.until(lambda: self.workers.all_serve)
         return worker
@@ -186,7 +188,7 @@ def test_a_worker_that_falls_silent_is_replaced_and_its_successor_serves_the_new
     hurry(monkeypatch, "PREPARE_PATIENCE", "COMMIT_PATIENCE", "PATIENCE")
 
     async def story(scene: Scene) -> None:
-        well, mute = [await scene.enrolled(pid) for pid in (70, 71)]
+        well, mute = await scene.enrolled(70), await scene.enrolled(71, listens=False)
         well.work()
         mute.work(mute_at=silent_from)
         made = offer(new)
@@ -351,7 +353,8 @@ def test_a_listener_that_is_not_reached_is_no_reason_to_go_back(
 def test_what_a_foreign_program_shows_on_the_port_is_no_reason_to_go_back(
     old: Issued, new: Issued, alone: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    hurry(monkeypatch, "PATIENCE")
+    if alone:
+        hurry(monkeypatch, "PATIENCE")
 
     async def story(scene: Scene) -> None:
         worker = (await scene.enrolled(70)).work()

@@ -12,7 +12,7 @@ from botproxy.server.census import Census, SharedLimiter
 
 
 def test_the_total_counts_all_workers() -> None:
-    census = Census(workers=2, total=3, per_address=10)
+    census = Census(seats=2, total=3, per_address=10)
     assert census.enter(0, "1.1.1.1")
     assert census.enter(1, "1.1.1.2")
     assert census.enter(1, "1.1.1.3")
@@ -23,7 +23,7 @@ def test_the_total_counts_all_workers() -> None:
 
 
 def test_an_address_counts_in_all_workers_and_ipv6_by_64() -> None:
-    census = Census(workers=2, total=100, per_address=2)
+    census = Census(seats=2, total=100, per_address=2)
     assert census.enter(0, "2001:db8::1")
     assert census.enter(1, "2001:db8::ffff")
     assert not census.enter(0, "2001:db8::2")
@@ -31,24 +31,35 @@ def test_an_address_counts_in_all_workers_and_ipv6_by_64() -> None:
 
 
 def test_trusted_proxies_have_no_limit_of_their_own() -> None:
-    census = Census(workers=1, total=100, per_address=1)
+    census = Census(seats=1, total=100, per_address=1)
     assert all(census.enter(0, "10.0.0.1", exempt=True) for _ in range(5))
     census.leave(0, "10.0.0.1", exempt=True)
     assert census.open() == 4
 
 
-def test_what_a_dead_worker_counted_is_forgotten() -> None:
-    census = Census(workers=2, total=2, per_address=1)
+def test_a_worker_that_drains_and_the_one_that_takes_over_count_together() -> None:
+    census = Census(seats=3, total=3, per_address=2)
+    draining, successor = 0, 2
+    assert census.enter(draining, "1.1.1.1")
+    assert census.enter(successor, "1.1.1.1")
+    assert not census.enter(successor, "1.1.1.1")
+    census.leave(draining, "1.1.1.1")
+    assert census.enter(successor, "1.1.1.1")
+    assert census.open() == 2
+
+
+def test_what_a_dead_worker_counted_is_forgotten_with_its_seat() -> None:
+    census = Census(seats=2, total=2, per_address=1)
     assert census.enter(0, "1.1.1.1")
     assert census.enter(1, "1.1.1.2")
-    census.forget(0)
+    census.forget(1)
     assert census.open() == 1
-    assert census.enter(1, "1.1.1.1")
-    assert not census.enter(1, "1.1.1.2")
+    assert census.enter(0, "1.1.1.2")
+    assert not census.enter(0, "1.1.1.1")
 
 
 def test_another_process_sees_the_same_counts() -> None:
-    census = Census(workers=2, total=100, per_address=1)
+    census = Census(seats=2, total=100, per_address=1)
     pid = os.fork()
     if pid == 0:
         census.enter(1, "1.1.1.1")

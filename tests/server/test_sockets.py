@@ -6,11 +6,13 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from botproxy.config.schema import Listen
-from botproxy.server.sockets import BindError, bind_all, close_all
+from botproxy.keeper.probes import Endpoint
+from botproxy.server.sockets import BindError, bind_all, close_all, endpoint_of
 
 
 def listens(*addresses: str) -> list[Listen]:
@@ -95,3 +97,74 @@ def test_a_number_that_is_no_listening_socket_is_refused() -> None:
         bind_all(listens(f"fd:{os.dup(sock.fileno())}"), [], 1)
     with pytest.raises(BindError, match="listening socket with that number"):
         bind_all(listens("fd:987"), [], 1)
+
+
+# Where a client of this machine comes in
+
+
+def endpoint(listen: Listen) -> Endpoint:
+    slots = bind_all([listen], [], 2)
+    try:
+        found = endpoint_of(slots[0])
+        assert found is not None
+        return found
+    finally:
+        close_all(slots)
+
+
+@pytest.mark.parametrize(
+    ("address", "family", "host"),
+    [
+        ("127.0.0.1:0", socket.AF_INET, "127.0.0.1"),
+        ("127.0.0.2:0", socket.AF_INET, "127.0.0.2"),
+        ("0.0.0.0:0", socket.AF_INET, "127.0.0.1"),
+        (":0", socket.AF_INET, "127.0.0.1"),
+        ("[::]:0", socket.AF_INET6, "::1"),
+        ("[::1]:0", socket.AF_INET6, "::1"),
+    ],
+)
+def test_a_listener_is_reached_from_this_machine(address: str, family: int, host: str) -> None:
+    slots = bind_all(listens(address), [], 1)
+    try:
+        found = endpoint_of(slots[0])
+        assert found == Endpoint(family, (host, slots[0][0].port), proxy_protocol=False, shared=False)
+        with socket.socket(found.family) as client:
+            client.connect(found.address)
+    finally:
+        close_all(slots)
+
+
+@pytest.mark.parametrize(
+    ("address", "balancers", "speaks"),
+    [
+        ("127.0.0.1:0", ["127.0.0.0/8"], True),
+        (":0", ["10.0.0.0/8", "127.0.0.1"], True),
+        ("[::1]:0", ["::1"], True),
+        ("127.0.0.1:0", ["10.0.0.0/8"], False),
+    ],
+)
+def test_a_proxy_header_is_sent_where_this_machine_has_to_send_one(
+    address: str, balancers: list[str], speaks: bool
+) -> None:
+    listen = Listen.model_validate({"address": address, "proxy_protocol_from": balancers})
+    assert endpoint(listen).proxy_protocol is speaks
+
+
+def test_the_first_tls_listener_over_tcp_is_the_one(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "sock"))
+        unix.listen()
+        local = f"fd:{os.dup(unix.fileno())}"
+        slots = bind_all(listens(local, "127.0.0.1:0", "127.0.0.1:0"), listens("127.0.0.1:0"), 1)
+        try:
+            found = endpoint_of(slots[0])
+            assert found is not None
+            assert found.address == ("127.0.0.1", slots[0][1].port)
+            assert endpoint_of([slots[0][0], slots[0][3]]) is None
+        finally:
+            close_all(slots)
+
+
+def test_a_socket_that_all_workers_accept_from_is_known_as_such() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        assert endpoint(Listen(address=f"fd:{os.dup(given.fileno())}")).shared
