@@ -38,6 +38,7 @@ NOT_KEYS = {
     "fullchain.pem",
     "cert.pem",
     "app.start",
+    "audit.jsonl",
 }
 """Words with a dot that are no keys of the configuration."""
 NOT_CODES = {

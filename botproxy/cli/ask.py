@@ -64,6 +64,11 @@ def ask(
     return answer
 
 
+def foreign() -> NoAnswerError:
+    """For an answer that botproxy would not give."""
+    return NoAnswerError("expected the answer of botproxy, found something else")
+
+
 def say_no_answer(error: NoAnswerError) -> int:
     """Say why nobody answered; the exit code."""
     report.error(str(error), 'is it running? name its file with "--config", or its socket with "--admin"')

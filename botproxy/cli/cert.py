@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import click
 
 from botproxy.cli import report
-from botproxy.cli.ask import NoAnswerError, ask, options, say_no_answer
+from botproxy.cli.ask import NoAnswerError, ask, foreign, options, say_no_answer
 from botproxy.cli.verb import Entry, Verb, Verbs
 
 PATIENCE = 120.0
@@ -52,7 +52,7 @@ command = Verbs(
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer, for machines.")
 def status(config: str | None, admin: str | None, as_json: bool) -> int:
     try:
-        answer = ask(config, admin, "/-/certificates")
+        answer = _certificates(ask(config, admin, "/-/certificates"))
     except NoAnswerError as error:
         return say_no_answer(error)
     if as_json:
@@ -60,7 +60,7 @@ def status(config: str | None, admin: str | None, as_json: bool) -> int:
         return 0
     for certificate in answer["certificates"]:
         _print_status(certificate)
-    if answer["watch"] == "poll":
+    if answer.get("watch") == "poll":
         click.echo("files are polled: the kernel does not tell of changes, or is not asked")
     return 0
 
@@ -120,9 +120,9 @@ def change(config: str | None, admin: str | None, target: str, as_json: bool) ->
     """Have the keeper change certificates, and say what became of each; the exit code."""
     try:
         answer = ask(config, admin, target, "POST", PATIENCE)
+        changes = [] if answer.get("taken") is True else _certificates(answer)["certificates"]
     except NoAnswerError as error:
         return say_no_answer(error)
-    changes = answer.get("certificates", [])
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     elif answer.get("taken"):
@@ -138,6 +138,12 @@ def change(config: str | None, admin: str | None, target: str, as_json: bool) ->
 
 
 # Private
+
+
+def _certificates(answer: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(answer.get("certificates"), list):
+        raise foreign()
+    return answer
 
 
 _WORDS = {

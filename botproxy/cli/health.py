@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from botproxy.cli import report
-from botproxy.cli.ask import NoAnswerError, ask, options, say_no_answer
+from botproxy.cli.ask import NoAnswerError, ask, foreign, options, say_no_answer
 from botproxy.cli.verb import Verb
 
 
@@ -46,7 +46,7 @@ def command(config: str | None, admin: str | None, as_json: bool) -> int:
 
 def _ready(answer: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(answer.get("ready"), bool):
-        raise NoAnswerError("expected the answer of botproxy, found something else")
+        raise foreign()
     return answer
 
 

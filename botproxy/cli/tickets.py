@@ -9,7 +9,7 @@ from __future__ import annotations
 import click
 
 from botproxy.cli import report
-from botproxy.cli.ask import NoAnswerError, ask, options, say_no_answer
+from botproxy.cli.ask import NoAnswerError, ask, foreign, options, say_no_answer
 from botproxy.cli.verb import Entry, Verb, Verbs
 
 PATIENCE = 70.0
@@ -31,9 +31,11 @@ command = Verbs(
 def rotate(config: str | None, admin: str | None) -> int:
     try:
         answer = ask(config, admin, "/-/rotate", "POST", PATIENCE)
+        if not isinstance(answer.get("rotated"), bool):
+            raise foreign()
     except NoAnswerError as error:
         return say_no_answer(error)
-    if not answer.get("rotated"):
+    if not answer["rotated"]:
         report.error(
             f"the session ticket keys stay the old ones: {answer.get('says')}", "see the log, try again"
         )

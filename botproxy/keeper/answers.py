@@ -45,8 +45,10 @@ class Answers:
         watch: Watch,
         store: Store,
         rotate: Callable[[], Awaitable[str]],
+        slots: int,
     ) -> None:
-        """`rotate` makes new ticket keys; what it returns is the problem, if there was one."""
+        """`rotate` makes new ticket keys, and returns the problem if there was one. `slots`: of workers."""
+        self._slots = slots
         self._lineages = lineages
         self._renewals = renewals
         self._workers = workers
@@ -60,7 +62,8 @@ class Answers:
             case "GET", "/-/live":
                 return 200, {"live": True}
             case "GET", "/-/ready":
-                return (200 if self._workers.all_serve else 503), self._ready()
+                answer = self._ready()
+                return (200 if answer["ready"] else 503), answer
             case "GET", "/-/certificates":
                 return 200, self._certificates()
             case "POST", "/-/reload":
@@ -80,7 +83,7 @@ class Answers:
     def _ready(self) -> dict[str, Any]:
         now, wall = time.monotonic(), datetime.now(UTC)
         return {
-            "ready": self._workers.all_serve,
+            "ready": self._workers.serves_all(self._slots),
             "degraded": [trouble for lineage in self._lineages for trouble in lineage.troubles(now, wall)],
             "workers": self._workers_now(),
             "certificates": [

@@ -16,6 +16,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ PATIENCE = 5.0
 """Seconds for all probes of one question."""
 ONE_HANDSHAKE = 2.0
 """Seconds for one probe; a worker under load answers later than it would."""
+THREADS = 8
 NO_PEER_KNOWN = b"PROXY UNKNOWN\r\n"
 """PROXY protocol, version 1: the connection is our own."""
 
@@ -67,6 +69,8 @@ class Answers:
     """Whether somebody answered who is none of our workers."""
     is_reachable: bool
     """Whether any worker of ours answered."""
+    mute: frozenset[int] = frozenset()
+    """Workers that were told of probes and said nothing."""
 
 
 def questions(certificates: CertificateSet, certificate: Certificate, min_version: str) -> list[Question]:
@@ -89,6 +93,7 @@ async def ask_all(endpoint: Endpoint, asked: Sequence[Question], workers: Worker
     """Put every question to every worker that is there."""
     right = frozenset(worker.pid for worker in workers.present)
     wrong: dict[int, str] = {}
+    mute: set[int] = set()
     foreign = False
     reachable = not asked
     try:
@@ -96,11 +101,12 @@ async def ask_all(endpoint: Endpoint, asked: Sequence[Question], workers: Worker
             answers = await _ask(endpoint, question, workers)
             right &= answers.right
             wrong |= answers.wrong
+            mute |= answers.mute
             foreign = foreign or answers.is_foreign
             reachable = reachable or answers.is_reachable
     finally:
         workers.expect(())
-    return Answers(right, wrong, foreign, reachable)
+    return Answers(right, wrong, foreign, reachable, frozenset(mute))
 
 
 # Private
@@ -109,13 +115,14 @@ async def ask_all(endpoint: Endpoint, asked: Sequence[Question], workers: Worker
 async def _ask(endpoint: Endpoint, question: Question, workers: Workers) -> Answers:
     right: set[int] = set()
     wrong: dict[int, str] = {}
+    mute: frozenset[int] = frozenset()
     foreign = False
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends and not wrong:
         crew = {worker.pid for worker in workers.present}
         if crew and crew <= right:
             break
-        answers = await _volley(endpoint, question, workers, 2 * len(crew) + 2)
+        answers, mute = await _volley(endpoint, question, workers, 2 * len(crew) + 2)
         for pid, shown in answers:
             if pid is None:
                 foreign = foreign or shown is not None
@@ -127,15 +134,17 @@ async def _ask(endpoint: Endpoint, question: Question, workers: Workers) -> Answ
             right |= crew  # who accepts from a shared socket is not ours to say; the others gave their word
         if all(pid is None for pid, _ in answers):
             await asyncio.sleep(0.2)  # out of reach in this moment
-    return Answers(frozenset(right), wrong, foreign, bool(right or wrong))
+    return Answers(frozenset(right), wrong, foreign, bool(right or wrong), mute)
 
 
 Answer = tuple[int | None, str | None]
 """The worker that met the probe, and what it showed: a fingerprint, or the reason of a failed handshake."""
 
 
-async def _volley(endpoint: Endpoint, question: Question, workers: Workers, count: int) -> list[Answer]:
-    """`count` handshakes at once."""
+async def _volley(
+    endpoint: Endpoint, question: Question, workers: Workers, count: int
+) -> tuple[list[Answer], frozenset[int]]:
+    """`count` handshakes at once, and the workers that did not answer when they were told of them."""
     with ExitStack() as stack:
         socks = [stack.enter_context(socket.socket(endpoint.family)) for _ in range(count)]
         for sock in socks:
@@ -143,11 +152,15 @@ async def _volley(endpoint: Endpoint, question: Question, workers: Workers, coun
         ports = tuple(int(sock.getsockname()[1]) for sock in socks)
         workers.expect(ports)
         await workers.until(lambda: all(worker.expecting == ports for worker in workers.present), 1.0)
-        # In threads, for blocking sockets are all that a client needs that ends after its handshake.
-        jobs = [asyncio.to_thread(_shake, endpoint, question, sock) for sock in socks]
+        # Blocking sockets are all that a client needs that ends after its handshake; in threads of their
+        # own, for others write to disks.
+        threads = stack.enter_context(ThreadPoolExecutor(THREADS, "probe"))
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(threads, _shake, endpoint, question, sock) for sock in socks]
         answers = dict(zip(ports, await asyncio.gather(*jobs), strict=True))
         await workers.until(lambda: {p for p in ports if answers[p]} <= workers.met.keys(), 1.0)
-        return [(workers.met.get(port), answer) for port, answer in answers.items()]
+        mute = frozenset(worker.pid for worker in workers.present if worker.expecting != ports)
+        return [(workers.met.get(port), answer) for port, answer in answers.items()], mute
 
 
 def _shake(endpoint: Endpoint, question: Question, sock: socket.socket) -> str | None:

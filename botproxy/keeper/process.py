@@ -52,11 +52,13 @@ def run(
     endpoint: Endpoint | None,
     control: socket.socket,
     admin_sock: socket.socket | None,
+    slots: int,
 ) -> int:
     """Be the keeper; returns the exit code of the process: 0 when told to stop, 2 for wrong input.
 
     `listener` is only read. `endpoint` is where clients come in; None when that is no TCP socket.
     `control` is the keeper's end of its link; its end is the supervisor's. Both sockets are taken over.
+    `slots`: how many workers there shall be.
     """
     _be_the_keeper()
     store = Store(state_dir(config) / "certs")
@@ -73,7 +75,9 @@ def run(
         return MISCONFIGURED
     _report(config, lineages, now)
     try:
-        asyncio.run(_Keeper(config, listener, endpoint, control, store, lineages, offer).run(admin_sock))
+        asyncio.run(
+            _Keeper(config, listener, endpoint, control, store, lineages, offer).run(admin_sock, slots)
+        )
     finally:
         control.close()
     return DONE
@@ -135,7 +139,7 @@ class _Keeper:
         self._watch = Watch(files, config.watch, self._renewals.notice)
         self._rotations: list[asyncio.Future[str]] = []
 
-    async def run(self, admin_sock: socket.socket | None) -> None:
+    async def run(self, admin_sock: socket.socket | None, slots: int) -> None:
         loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, self._over.set)
@@ -144,7 +148,7 @@ class _Keeper:
         server = None
         if admin_sock is not None:
             answers = Answers(
-                self._lineages, self._renewals, self._workers, self._watch, self._store, self._rotate
+                self._lineages, self._renewals, self._workers, self._watch, self._store, self._rotate, slots
             )
             server = await admin.serve(admin_sock, answers)
         data = {"certificates": len(self._lineages)}
@@ -203,6 +207,8 @@ class _Keeper:
     def _tell(self, message: link.ToSupervisor) -> None:
         try:
             packets.send(self._control, message)
+        except BlockingIOError:
+            logger.error("the supervisor does not listen", extra={"data": {"unsaid": type(message).__name__}})
         except OSError:
             self._over.set()  # the supervisor is gone
 

@@ -75,6 +75,7 @@ class Roller:
         entered("preparing")
         if not await self._prepare(offer, rollout):
             self._workers.withdraw(offer)
+            self._workers.make_current(before)  # for whoever came as this began
             return rollout
         began = _lap(rollout, "preparing", began)
         await persist()
@@ -87,7 +88,6 @@ class Roller:
             await self._verify(offer, asked, rollout)
         _lap(rollout, "verifying", began)
         if rollout.result == "rolled_back":
-            self._workers.offer(before)
             self._workers.make_current(before)
             await self._workers.until(lambda: self._workers.all_serve, COMMIT_PATIENCE)
             self._workers.withdraw(offer)
@@ -104,15 +104,18 @@ class Roller:
 
         def answered() -> bool:
             there = set(workers.present)
-            return all(worker.has_answered(offer.set) for worker in crew if worker in there)
+            crew_there = [worker for worker in crew if worker in there]
+            return any(worker.has_refused(offer.set) for worker in crew_there) or all(
+                worker.prepared == offer.set for worker in crew_there
+            )
 
         await workers.until(answered, PREPARE_PATIENCE)
-        refused = next((worker for worker in crew if worker.refused and not worker.prepared), None)
-        if refused is not None and refused.refused is not None:
-            rollout.result, rollout.reason = "refused", refused.refused.reason
-            return False
+        for worker in crew:
+            if worker.has_refused(offer.set) and worker.refused is not None:
+                rollout.result, rollout.reason = "refused", worker.refused.reason
+                return False
         for worker in workers.present:
-            if worker in crew and not worker.has_answered(offer.set):
+            if worker in crew and worker.prepared != offer.set:
                 self._end(worker.pid, rollout, "it did not answer while certificates were prepared")
         if not any(worker.prepared == offer.set for worker in crew):
             rollout.result, rollout.reason = "unanswered", "no worker answered"
@@ -130,9 +133,11 @@ class Roller:
         await self._replacements(ended)
         if workers.all_serve:
             return True
-        rollout.result, rollout.reason = "rolled_back", "workers do not take over the certificates"
-        if not workers.present:
-            rollout.result, rollout.reason = "unverified", "there is no worker"
+        if any(worker.serving == offer.set for worker in workers.present) or not workers.present:
+            # Whoever is silent helps nobody by going back; its replacement will serve the new one.
+            rollout.result, rollout.reason = "unverified", "not every worker has taken it over yet"
+        else:
+            rollout.result, rollout.reason = "rolled_back", "no worker takes it over"
         return False
 
     async def _verify(self, offer: Offer, asked: Sequence[Question], rollout: Rollout) -> None:
@@ -152,10 +157,11 @@ class Roller:
                 workers.offer(offer)  # told again; whoever has prepared it is told to serve it
                 await workers.until(lambda: all(w.has_answered(offer.set) for w in workers.present), 1.0)
             elif attempt < TRIES:
-                ended = set(answers.wrong) or missing
-                for pid in ended:
+                for pid in answers.wrong:
                     self._end(pid, rollout, "the listener does not show what it says it serves")
-                await self._replacements(ended)
+                for pid in answers.mute:
+                    self._end(pid, rollout, "it did not answer when it was asked over the listener")
+                await self._replacements({*answers.wrong, *answers.mute})
         if answers.wrong:
             rollout.result = "rolled_back"
             rollout.reason = f"the listener shows something else: {next(iter(answers.wrong.values()))}"

@@ -58,8 +58,7 @@ class Watch:
         while True:
             await asyncio.sleep(self._settings.poll)
             self._notice("poll")
-            if await asyncio.to_thread(_directories, self._files) != self._watched:
-                self._moved.set()
+            await self._look_again()
 
     async def listen(self) -> None:
         """Be told by the kernel, if that is wanted, until it is cancelled."""
@@ -102,14 +101,23 @@ class Watch:
         # The loop below sets the watches before it waits for the first time, and only then this is
         # called: what changed before there was a watch is found by reading now.
         self._begun = asyncio.get_running_loop().call_soon(self._begin)
-        async with aclosing(events):
-            async for changes in events:
-                self._notice("event")
-                # A directory that was removed and made again may even have the same inode.
-                if any(path in self._watched for _, path in changes):
-                    return
-                if await asyncio.to_thread(_directories, self._files) != self._watched:
-                    return
+        again = asyncio.ensure_future(self._look_again())
+        try:
+            async with aclosing(events):
+                async for changes in events:
+                    self._notice("event")
+                    # A directory that was removed and made again may even have the same inode.
+                    if any(path in self._watched for _, path in changes):
+                        return
+                    if await asyncio.to_thread(_directories, self._files) != self._watched:
+                        return
+        finally:
+            again.cancel()
+
+    async def _look_again(self) -> None:
+        """A directory that came while the watch began is not watched."""
+        if await asyncio.to_thread(_directories, self._files) != self._watched:
+            self._moved.set()
 
     def _begin(self) -> None:
         self._has_events = True

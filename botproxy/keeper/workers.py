@@ -88,6 +88,10 @@ class Workers:
         present = self._present.values()
         return bool(present) and all(worker.serving == self.current.set for worker in present)
 
+    def serves_all(self, slots: int) -> bool:
+        """Whether there is a worker in each of `slots` slots, and everybody serves the current set."""
+        return self.all_serve and {worker.slot for worker in self._present.values()} >= set(range(slots))
+
     def join(self, slot: int, pid: int, sock: socket.socket) -> None:
         """A worker is there; `sock` is the keeper's end of its channel, closed at its end."""
         worker = Worker(slot, pid, sock, self._heard, self._left)
@@ -220,7 +224,10 @@ class Worker:
 
     def has_answered(self, set_: str) -> bool:
         """Whether it took or refused the set."""
-        return self.prepared == set_ or (self.refused is not None and self.refused.set == set_)
+        return self.prepared == set_ or self.has_refused(set_)
+
+    def has_refused(self, set_: str) -> bool:
+        return self.refused is not None and self.refused.set == set_
 
     def send(self, message: channel.ToWorker) -> None:
         """Queue `message`; it leaves as soon as the socket takes it."""

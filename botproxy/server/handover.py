@@ -47,7 +47,8 @@ class Handover:
         self._on_first = on_first
         self._arriving: list[Handed] = []
         self._set = ""
-        self._staged: CertificateSet | None = None
+        self._staged: tuple[str, CertificateSet] | None = None
+        """The set that was proven last, with its name."""
         self._current: CertificateSet | None = None
         self._unsaid: deque[channel.ToKeeper] = deque()
 
@@ -119,14 +120,14 @@ class Handover:
             return
         finally:
             self._forget_arriving()
-        self._staged = staged
+        self._staged = self._set, staged
         self._say(Prepared(self._set))
 
     def _commit(self, set_: str) -> None:
-        if self._staged is None or set_ != self._set:
+        if self._staged is None or set_ != self._staged[0]:
             return
         first = self._current is None
-        self._current, self._staged = self._staged, None
+        self._current, self._staged = self._staged[1], None
         fingerprints = {finger for served in self._current.each() for finger in served.fingerprints}
         if first:
             self._on_first()

@@ -170,7 +170,8 @@ class Supervisor:
             privileges.name_process("botproxy-keeper")
             sockets.close_all(self._bounds)
             logs.setup(self._config.log.level, process="keeper")
-            return keeper.run(self._config, self._context, endpoint, control, self._admin)
+            slots = len(self._slots)
+            return keeper.run(self._config, self._context, endpoint, control, self._admin, slots)
 
         child = Child("keeper")
         self._children.fork(child, (self._wakeup, self._far), body)
@@ -247,6 +248,11 @@ class Supervisor:
         for slot in [slot for slot, due in self._due.items() if now >= due]:
             del self._due[slot]
             self._begin_again(slot)
+        for child in self._children:
+            if self._ever_ready and not child.ready and now >= child.started + START_PATIENCE:
+                data = {"process": child.name, "pid": child.pid, "seconds": START_PATIENCE}
+                logger.error("a process does not become ready and is replaced", extra={"data": data})
+                self._children.signal([child], signal.SIGKILL)
         if now >= self._start_by and not self._ever_ready:
             logger.error("cannot start", extra={"data": {"why": "not every process became ready in time"}})
             self._exit = FAILED

@@ -6,6 +6,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,11 +118,13 @@ def test_what_is_no_pair_is_named_when_asked_and_the_good_one_is_served(
         assert served(broken.front, host(name), trust) == broken.issued[name].leaf
 
 
+def is_about(name: str, line: str) -> bool:
+    return f"certificate={name} " in line and "cannot be used" in line
+
+
 def test_each_is_said_once_in_the_log_and_health_is_degraded(broken: Broken, trust: ssl.SSLContext) -> None:
     for name, (_, says) in UNUSABLE.items():
-        line = broken.front.log.wait_for(
-            lambda line, name=name: f"certificate={host(name)}" in line and "cannot be used" in line
-        )
+        line = broken.front.log.wait_for(partial(is_about, host(name)))
         assert says in line.replace('\\"', '"'), line
         assert " hint=" in line
     mark = len(broken.front.log.lines)

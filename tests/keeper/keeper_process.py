@@ -37,6 +37,7 @@ def main() -> int:
         None if port is None else Endpoint(socket.AF_INET, ("127.0.0.1", port), False, False),
         socket.socket(fileno=given["control"]),
         None if admin is None else socket.socket(fileno=admin),
+        slots=1,
     )
 
 

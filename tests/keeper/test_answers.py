@@ -43,7 +43,7 @@ class House:
         self.rotations = 0
         self.problem = ""
         """Of the next rotation."""
-        self.answers = Answers(self.lineages, self.renewals, self.workers, watch, self.store, self._rotate)
+        self.answers = Answers(self.lineages, self.renewals, self.workers, watch, self.store, self._rotate, 1)
 
     async def _rotate(self) -> str:
         self.rotations += 1

@@ -44,7 +44,7 @@ def site(ca: Authority) -> Lineage:
 
 @pytest.fixture
 def broken(store: Store) -> Callable[[bool], None]:
-    """`broken(True)`: store and audit cannot be written, nor read; `broken(False)`: they are empty and can."""
+    """`broken(True)`: store and audit cannot be written, nor read; `broken(False)`: empty, and can."""
 
     def be(now: bool) -> None:
         store.directory.parent.mkdir(exist_ok=True)
@@ -164,7 +164,9 @@ def test_a_start_is_audited_when_it_serves_something_else_than_the_last_line_say
     old = site.active
 
     def lines() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (store.directory.parent / "audit.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line) for line in (store.directory.parent / "audit.jsonl").read_text().splitlines()
+        ]
 
     def start() -> None:
         asyncio.run(ledger.audit_start(site, NOW))

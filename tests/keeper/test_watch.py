@@ -158,6 +158,24 @@ def test_what_changes_while_the_watch_begins_is_noticed(ca: Authority, tmp_path:
     asyncio.run(main())
 
 
+def test_a_directory_that_comes_while_the_watch_begins_is_watched(ca: Authority, tmp_path: Path):
+    directory = tmp_path / "later"
+    slow = [str(tmp_path / "other" / str(number)) for number in range(5000)]
+
+    async def main() -> None:
+        seen = Seen(directory / "site.pem", directory / "site.key")
+        watch = Watch([str(directory / "site.pem"), str(directory / "site.key"), *slow], EVENTS, seen.notice)
+        listening = asyncio.ensure_future(watch.listen())
+        await asyncio.sleep(0.02)  # by now the first file was looked for, and not yet the last one
+        for issued in (ca.issue("a.test") for _ in range(3)):
+            issued.write(directory)
+            await seen.holds(issued)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_another_place_that_no_event_told_of_is_found_by_polling_and_then_watched(
     ca: Authority, tmp_path: Path
 ):
@@ -213,6 +231,9 @@ async def main():
     del told[:]
     file.write_text("changed")
     await until(lambda: "event" in told)
+    limit.write_text("0")
+    file.parent.rename(file.parent.with_name("away"))
+    await until(lambda: watching.mode == "poll")
     for job in jobs:
         job.cancel()
     await asyncio.gather(*jobs, return_exceptions=True)
@@ -228,7 +249,8 @@ def test_without_room_for_watches_files_are_polled_which_is_said_once(limit: str
     file = Path("/proc/sys/user") / limit
     if subprocess.run([*space, "test", "-w", str(file)], capture_output=True, check=False).returncode != 0:
         pytest.skip("a user namespace is needed")
-    site = tmp_path / "site.pem"
+    site = tmp_path / "site" / "site.pem"
+    site.parent.mkdir()
     site.write_text("first")
     done = subprocess.run(
         [*space, sys.executable, "-c", EXHAUSTED, str(file), str(site)],

@@ -49,6 +49,7 @@ def test_everybody_is_brought_to_the_current_set(one: Issued, two: Issued):
             assert not workers.all_serve
             await asyncio.to_thread(worker.commit)
             await until(workers, lambda: workers.all_serve)
+            assert workers.serves_all(2) == (slot == 0), "a slot without a worker serves nothing"
         assert [(each.slot, each.pid, each.serving) for each in workers.present] == [
             (0, 70, workers.current.set),
             (1, 71, workers.current.set),
