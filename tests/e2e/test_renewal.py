@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,7 +21,7 @@ from tests.e2e import layouts
 from tests.e2e.conftest import Start
 from tests.e2e.layouts import Layout
 from tests.e2e.served import serial, served, wait_served
-from tests.harness import Bot, Proxied
+from tests.harness import Bot, Proxied, descriptors_of
 from tests.wire import get
 
 KINDS: dict[str, type[Layout]] = {
@@ -208,3 +210,24 @@ def test_the_audit_has_a_line_with_what_was_and_what_is(
         assert entry["old"][key]
         assert entry["new"][key]
     assert "PRIVATE" not in line
+
+
+def test_untidy_renewals_under_load_fail_nobody_and_no_worker_goes_back() -> None:
+    """A few of the hundreds that the script runs by default."""
+    script = [sys.executable, "-m", "bench.reload.renewals", "12", "7"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_reloads_leave_no_descriptor_behind(start: Start, bot: Bot, ca: Authority, tmp_path: Path) -> None:
+    site = layouts.InPlace(tmp_path / "site", ca.issue("localhost"))
+    front = start(
+        bot.url, certificates=[site.entry], workers=2, admin=None, watch={"events": False, "poll": "1h"}
+    )
+    counts = []
+    for _ in range(30):
+        site.renew(ca.issue("localhost"))
+        assert front.reload()["site"]["outcome"] == "active"
+        counts.append([descriptors_of(pid) for pid in (front.keeper, *sorted(front.workers()))])
+    for process in zip(*counts[5:], strict=True):
+        assert max(process) == min(process), counts

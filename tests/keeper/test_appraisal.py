@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from botproxy.config import schema
+from botproxy.errors import ConfigError
 from botproxy.keeper.appraisal import distrusted_chain, objection, system_roots
+from botproxy.keeper.load import parse_pair
+from botproxy.keeper.source import Pair
 from tests import certs
 from tests.certs import DAY, NOW, Authority, Issued
 from tests.keeper.conftest import odd_chain
@@ -146,3 +150,24 @@ def test_the_roots_are_those_of_the_system(
     assert system_roots() == [public.root]
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
     assert system_roots() is None
+
+
+def test_a_pair_cut_anywhere_never_takes_the_place_of_the_current_one(
+    public: Authority, listener: ssl.SSLContext
+):
+    """At every byte of either file: what cannot be read is no pair, what can be read is worse."""
+    current, new = public.issue("a.test").certificate, public.issue("a.test")
+    entry = schema.Certificate(chain="chain.pem", key="key.pem")
+    cuts = [(new.chain_pem[:end], new.key_pem) for end in range(len(new.chain_pem.rstrip()))]
+    cuts += [(new.chain_pem, new.key_pem[:end]) for end in range(len(new.key_pem.rstrip()))]
+    taken = []
+    for chain, key in cuts:
+        try:
+            certificate = parse_pair(entry, "certificates[0]", Pair(chain, key, None, ()))
+        except ConfigError:
+            continue
+        if objection(certificate, current, NOW, listener) is None:
+            taken.append((len(chain), len(key)))
+    assert taken == []
+    whole = parse_pair(entry, "certificates[0]", Pair(new.chain_pem, new.key_pem, None, ()))
+    assert objection(whole, current, NOW, listener) is None
