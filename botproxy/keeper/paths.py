@@ -1,11 +1,13 @@
 """The way of the file system to a file: every component, through every symbolic link.
 
 What a name means is decided in several directories. `keeper.watch` watches all of them;
-`keeper.source` says which one stands in the way.
+`keeper.source` says which one stands in the way. Others change the links meanwhile, so what was
+there in one call may be gone in the next: that is no error here, the way ends there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 
@@ -16,28 +18,10 @@ _LONGEST = 256
 def steps(file: str) -> Iterator[tuple[str, str]]:
     """(directory, entry in it) for each component on the way to `file`, from the root on.
 
-    Links are followed after they were yielded. What is missing or closed is yielded like the rest,
-    so whoever asks looks at a directory before the next step.
+    Links are followed. The last step is the file, or what is missing or cannot be seen on the way to it.
     """
-    directory = "/"
-    # Not abspath, which takes `..` for the parent of a link's name; the kernel goes up where it leads.
-    whole = file if file.startswith("/") else f"{os.getcwd()}/{file}"
-    ahead = [part for part in whole.split("/") if part not in ("", ".")]
-    for _ in range(_LONGEST):
-        if not ahead:
-            return
-        name = ahead.pop(0)
-        if name == "..":  # of a link: the parent of where it leads
-            directory = os.path.dirname(directory)
-            continue
-        entry = os.path.join(directory, name)
+    for directory, entry, _ in _walk(file):
         yield directory, entry
-        if os.path.islink(entry):
-            target = os.readlink(entry)
-            directory = "/" if target.startswith("/") else directory
-            ahead = [part for part in target.split("/") if part not in ("", ".")] + ahead
-        else:
-            directory = entry
 
 
 def deciding_directories(file: str) -> set[str]:
@@ -48,11 +32,11 @@ def deciding_directories(file: str) -> set[str]:
     """
     found = set()
     last = "/"
-    for directory, entry in steps(file):
+    for directory, _, is_link in _walk(file):
         if not os.path.isdir(directory):
             break
         last = directory
-        if os.path.islink(entry):
+        if is_link:
             found.add(directory)
     return found | {last}
 
@@ -68,9 +52,17 @@ def obstacle(file: str) -> str:
     return entry
 
 
+def resolved(file: str) -> str:
+    """`file` without links; as it is where they change at this moment."""
+    try:
+        return os.path.realpath(file)
+    except OSError:  # it looks whether there is a link, then reads it
+        return file
+
+
 def mounted_alone(file: str) -> bool:
     """Whether `file` itself is a mount point, so that a new file in its old place never appears here."""
-    real = os.path.realpath(file)
+    real = resolved(file)
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             points = {line.split(" ")[4] for line in mounts}
@@ -79,3 +71,33 @@ def mounted_alone(file: str) -> bool:
     # mountinfo writes space, tab, line feed and backslash in octal (proc(5)).
     escaped = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in real)
     return escaped in points
+
+
+# Private
+
+
+def _walk(file: str) -> Iterator[tuple[str, str, bool]]:
+    """The steps, each with whether it is a link."""
+    directory = "/"
+    # Not abspath, which takes `..` for the parent of a link's name; the kernel goes up where it leads.
+    whole = file if file.startswith("/") else f"{os.getcwd()}/{file}"
+    ahead = [part for part in whole.split("/") if part not in ("", ".")]
+    for _ in range(_LONGEST):
+        if not ahead:
+            return
+        name = ahead.pop(0)
+        if name == "..":  # of a link: the parent of where it leads
+            directory = os.path.dirname(directory)
+            continue
+        entry = os.path.join(directory, name)
+        try:
+            target = os.readlink(entry)
+        except OSError as error:
+            yield directory, entry, False
+            if error.errno != errno.EINVAL:
+                return  # nothing, or nothing that may be seen: the way ends here
+            directory = entry  # no link
+            continue
+        yield directory, entry, True
+        directory = "/" if target.startswith("/") else directory
+        ahead = [part for part in target.split("/") if part not in ("", ".")] + ahead

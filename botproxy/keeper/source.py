@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from botproxy.config import schema
 from botproxy.errors import ConfigError, Problem
-from botproxy.keeper.paths import mounted_alone, obstacle
+from botproxy.keeper.paths import mounted_alone, obstacle, resolved
 from botproxy.tls.pem import MAX_SIZE
 from botproxy.tls.rules import Finding
 
@@ -106,7 +106,14 @@ _NAME_FILE = "name the PEM file itself (certbot: /etc/letsencrypt/live/NAME/full
 
 
 def _read(file: str) -> tuple[bytes, int]:
-    """Content and mode of a regular file of at most 1 MiB. Raises _Unreadable."""
+    """Content and mode of a regular file of at most 1 MiB. Raises _Unreadable, whatever the system says."""
+    try:
+        return _content(file)
+    except OSError as error:
+        raise _Unreadable(f"the file cannot be read ({error.strerror})", "check the disk") from None
+
+
+def _content(file: str) -> tuple[bytes, int]:
     try:
         # Without O_NONBLOCK opening a FIFO would wait for its writer.
         fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,8 +127,6 @@ def _read(file: str) -> tuple[bytes, int]:
             raise _Unreadable("expected a regular file, found a device, pipe or socket", _NAME_FILE)
         with open(fd, "rb", closefd=False) as opened:
             data = opened.read(MAX_SIZE + 1)
-    except OSError as error:
-        raise _Unreadable(f"the file cannot be read ({error.strerror})", "check the disk") from None
     finally:
         os.close(fd)
     if len(data) > MAX_SIZE:
@@ -135,7 +140,7 @@ def _open_to_others(file: str, mode: int) -> Finding:
         "open_to_others",
         "warning",
         f'the secret in "{file}" is accessible to {who} ({stat.filemode(mode)})',
-        f"chmod 600 {shlex.quote(os.path.realpath(file))}",
+        f"chmod 600 {shlex.quote(resolved(file))}",
     )
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -108,6 +109,34 @@ def no_room(size: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def away_at(link: Path, call: int, calls: int) -> Iterator[Callable[[], bool]]:
+    """`link` is away while this thread makes its `call`-th call of the system and the `calls` - 1 after it.
+
+    What another program does between two of our calls, at the same moment every time. Yields whether
+    that moment has come.
+    """
+    made, target = 0, os.readlink(link)
+
+    def before(_: FrameType, event: str, called: object) -> None:
+        nonlocal made
+        if event != "c_call" or getattr(called, "__module__", None) != "posix":
+            return
+        made += 1
+        if made == call:
+            os.unlink(link)
+        elif made == call + calls:
+            os.symlink(target, link)
+
+    sys.setprofile(before)
+    try:
+        yield lambda: made >= call
+    finally:
+        sys.setprofile(None)
+        if not os.path.lexists(link):
+            os.symlink(target, link)
 
 
 def active(issued: Issued, number: int = 1) -> Active:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from botproxy.keeper.paths import deciding_directories, mounted_alone, obstacle, steps
-from tests.keeper.conftest import Mounted, somebody_else
+from tests.keeper.conftest import Mounted, away_at, somebody_else
 
 
 @pytest.fixture
@@ -88,8 +89,8 @@ def test_a_name_of_two_dots_and_more_is_a_name(top: Path):
     ]
 
 
-def test_what_is_missing_is_a_step_like_the_rest(top: Path):
-    assert walked(top, top / "no/such/file") == [(".", "no"), ("no", "such"), ("no/such", "file")]
+def test_what_is_missing_is_the_last_step(top: Path):
+    assert walked(top, top / "no/such/file") == [(".", "no")]
 
 
 def test_a_circle_comes_to_an_end(top: Path):
@@ -188,3 +189,25 @@ def test_a_file_that_is_mounted_is_told_from_one_in_a_directory_that_is(top: Pat
     assert with_bind_mount(source / "site.pem", target / "site.pem", code) == "True True False"
     assert with_bind_mount(source, target, code) == "False False False"
     assert not mounted_alone(str(target / "site.pem"))
+
+
+# While it changes
+
+
+@pytest.mark.parametrize("calls", [1, 2, 1000], ids=["one call", "two calls", "good"])
+@pytest.mark.parametrize("layout", [certbot, secret, linked_directory])
+def test_a_link_that_goes_in_any_moment_is_a_way_that_ends_there(
+    top: Path, layout: Callable[[Path], Path], calls: int
+):
+    file = str(layout(top))
+    links = [entry for _, entry in steps(file) if os.path.islink(entry)]
+    for link in links:
+        for call in range(1, 1000):
+            with away_at(Path(link), call, calls) as has_come:
+                found = deciding_directories(file)
+                assert obstacle(file)
+                assert not mounted_alone(file)
+            assert os.path.dirname(link) in found
+            if not has_come():
+                break
+        assert call > 10

@@ -12,7 +12,7 @@ from botproxy.config import schema
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper.source import Pair, read_pair, read_password
 from tests.certs import Issued
-from tests.keeper.conftest import Mounted, somebody_else
+from tests.keeper.conftest import Mounted, away_at, somebody_else
 
 
 @pytest.fixture
@@ -50,6 +50,42 @@ def test_the_password_is_the_file_without_its_last_line_end(
     with_password = entry.model_copy(update={"password_file": str(file)})
     assert read_pair(with_password, "certificates[0]").password == password
     assert read_password(with_password) == password
+
+
+@pytest.mark.parametrize("calls", [1, 2, 1000], ids=["one call", "two calls", "good"])
+@pytest.mark.parametrize("field", ["chain", "key", "password_file"])
+def test_a_link_that_goes_in_any_moment_is_a_file_that_is_missing_or_still_the_file(
+    entry: schema.Certificate, tmp_path: Path, field: str, calls: int
+):
+    """Between any two calls of the system somebody may take it away, and put another in its place."""
+    file = tmp_path / "password"
+    file.touch(mode=0o644)
+    link = tmp_path / "link"
+    entry = entry.model_copy(update={"password_file": str(file)})
+    Path(entry.key).chmod(0o644)  # so that a command is made of the way to it
+    link.symlink_to(getattr(entry, field))
+    entry = entry.model_copy(update={field: str(link)})
+    for call in range(1, 1000):
+        with away_at(link, call, calls) as has_come:
+            try:
+                read_pair(entry, "certificates[3]")
+            except ConfigError as error:
+                [problem] = error.problems
+                assert (problem.where, problem.path) == (str(link), f"certificates[3].{field}")
+            read_password(entry)
+        if not has_come():
+            break
+    assert call > 10
+
+
+def test_a_path_from_a_directory_that_is_gone_is_a_file_that_is_missing(
+    entry: schema.Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    problem = refusal(entry.model_copy(update={"chain": "site.pem"}))
+    assert (problem.where, problem.path) == ("site.pem", "certificates[3].chain")
 
 
 def test_a_password_that_is_not_to_be_had_is_none(entry: schema.Certificate, tmp_path: Path):
