@@ -110,9 +110,13 @@ def reload(
 @click.argument("name", required=False, metavar="[NAME]")
 @options
 @click.option("--to", metavar="N", help="The generation.  [the one before]")
+@click.option("--force", is_flag=True, help="Also to one that has expired, or is not valid yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer, for machines.")
-def rollback(name: str | None, config: str | None, admin: str | None, to: str | None, as_json: bool) -> int:
+def rollback(
+    name: str | None, config: str | None, admin: str | None, to: str | None, force: bool, as_json: bool
+) -> int:
     query = [(key, value) for key, value in (("name", name), ("to", to)) if value is not None]
+    query += [("force", "1")] if force else []
     return change(config, admin, f"/-/rollback?{urlencode(query)}", as_json)
 
 

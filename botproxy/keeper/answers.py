@@ -4,7 +4,7 @@
     GET  /-/ready          200 when every worker serves the current certificates, else 503
     GET  /-/certificates   everything about every certificate
     POST /-/reload         look at the files now    ?name=N&force=1&compromised=1&wait=1
-    POST /-/rollback       an older generation      ?name=N&to=7
+    POST /-/rollback       an older generation      ?name=N&to=7&force=1
     POST /-/rotate         new session ticket keys
 
 A reload without `wait` is answered as soon as it is taken. No secret is ever in an answer.
@@ -152,7 +152,8 @@ class Answers:
                 "error": "expected the number of a generation",
                 "hint": "botproxy cert status has them",
             }
-        changes = await self._renewals.rollback(names[0], None if to is None else int(to))
+        number, force = None if to is None else int(to), _is_on(query, "force")
+        changes = await self._renewals.rollback(names[0], number, force=force)
         return 200, {"certificates": [asdict(change) for change in changes]}
 
     def _unknown(self, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from botproxy.config.schema import Certificate as Entry
 from botproxy.config.schema import Config
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper.appraisal import objection
-from botproxy.keeper.lineage import Active, Lineage
+from botproxy.keeper.lineage import Active, Lineage, holds
 from botproxy.keeper.load import parse_pair
 from botproxy.keeper.naming import names_of
 from botproxy.keeper.source import Pair, read_pair, read_password
@@ -97,7 +97,8 @@ def _begin(
     if last is not None and last.digest == pair.digest:
         return Lineage(index, name, entry, replace(last, remarks=pair.findings))
     known = store.refusal(name)
-    if last is not None and known is not None and known.final and known.digest == pair.digest:
+    refused = known is not None and known.digest == pair.digest
+    if last is not None and known is not None and refused and holds(known, last.certificate, now):
         return _refused(Lineage(index, name, entry, last), known)
     finding = objection(
         certificate, last.certificate if last else None, now, listener, forced=entry.allow_regression

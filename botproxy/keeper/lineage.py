@@ -17,6 +17,7 @@ from botproxy.errors import Problem
 from botproxy.keeper.states import State, step
 from botproxy.keeper.store import Refusal
 from botproxy.tls.certificates import Certificate
+from botproxy.tls.guard import is_fine
 from botproxy.tls.lifetime import Stage, renewal_due, stage
 from botproxy.tls.rules import Finding
 
@@ -27,6 +28,8 @@ LONGEST_RETRY = 10.0
 """Seconds between two looks at files that are not whole; doubled each time."""
 PATIENCE = 30.0
 """Seconds that files may be missing, cut or not fit together before it is said: programs write slowly."""
+REST = 300.0
+"""Seconds in which what was rolled back is left alone; then it is tried again, unless that is final."""
 ALARM = 120.0
 """Seconds for which something else may be served than the files hold before that is an alarm."""
 
@@ -70,6 +73,8 @@ class Lineage:
         self.refusal: Refusal | None = None
         """Of what the files hold now; None when it was not refused."""
         self.unsettled: Unsettled | None = None
+        self.again_at: float | None = None
+        """Monotonic seconds: until then what was rolled back is left alone."""
         self.differs_since: float | None = None
         """Monotonic seconds, since the files hold something else than is served."""
         self.alarmed = False
@@ -99,7 +104,7 @@ class Lineage:
         """The files hold what is served."""
         if self.state is not State.ACTIVE:
             self.move(State.ACTIVE)
-        self.refusal = self.unsettled = self.differs_since = None
+        self.refusal = self.unsettled = self.again_at = self.differs_since = None
         self.alarmed = False
 
     def differs(self, now: float) -> None:
@@ -129,9 +134,26 @@ class Lineage:
         self.refusal = refusal
         self.move(State.REJECTED)
 
-    def leaves_alone(self, digest: str) -> bool:
-        """Whether this content of the files is not to be taken unless somebody asks for it."""
-        return self.refusal is not None and self.refusal.final and self.refusal.digest == digest
+    def rolled_back(self, refusal: Refusal, now: float) -> None:
+        """What the files hold was served, and given up; it shall rest before it is tried again."""
+        self.refusal = refusal
+        self.again_at = now + REST
+        self.move(State.ROLLED_BACK)
+
+    def leaves_alone(self, digest: str, now: float, wall: datetime) -> bool:
+        """Whether this content of the files is not to be taken unless somebody asks for it.
+
+        `now`: monotonic seconds; `wall`: the date.
+        """
+        if self.refusal is None or self.refusal.digest != digest:
+            return False
+        rests = self.again_at is not None and now < self.again_at
+        return rests or holds(self.refusal, self.active.certificate, wall)
+
+    @property
+    def next_look(self) -> float | None:
+        """Monotonic seconds: when the files are to be looked at, whether they change or not."""
+        return self.unsettled.next_look if self.unsettled is not None else self.again_at
 
     def is_alarming(self, now: float) -> bool:
         """Whether something else than the files hold is served for too long."""
@@ -182,6 +204,21 @@ class Lineage:
             else [{"problem": str(problem), "hint": problem.hint} for problem in unsettled.problems],
             "last": self.last,
         }
+
+
+def holds(refusal: Refusal, served: Certificate, now: datetime) -> bool:
+    """Whether a refusal is final while `served` is served.
+
+    When that has expired meanwhile, what was refused is better than nothing. Only an operator can have
+    gone back to one that had expired already.
+    """
+    if not refusal.final or is_fine(served, now):
+        return refusal.final
+    try:
+        since = datetime.fromisoformat(refusal.since)
+        return refusal.rule == "went_back" and not is_fine(served, since)
+    except (ValueError, TypeError):  # it comes from the disk
+        return False
 
 
 def describe(certificate: Certificate) -> dict[str, Any]:

@@ -88,9 +88,9 @@ class Renewals:
         """Look at the files now; what became of each certificate. `force` overrides the guard."""
         return await self._ask(Order("command", time.monotonic(), names, force))
 
-    async def rollback(self, name: str, to: int | None) -> list[Change]:
-        """Go back to an older generation of a certificate."""
-        return await self._ask(Order("rollback", time.monotonic(), frozenset({name}), to=to))
+    async def rollback(self, name: str, to: int | None, *, force: bool) -> list[Change]:
+        """Go back to an older generation of a certificate; `force`: also when clients would refuse it."""
+        return await self._ask(Order("rollback", time.monotonic(), frozenset({name}), force, to))
 
     async def forget_older(self, names: frozenset[str] | None) -> None:
         """Remove all generations but the one that is served: their key is in wrong hands."""
@@ -121,7 +121,7 @@ class Renewals:
         """The next reason to look; None when only time has passed."""
         while True:
             now = time.monotonic()
-            looks = [lineage.unsettled.next_look for lineage in self._lineages if lineage.unsettled]
+            looks = [lineage.next_look for lineage in self._lineages if lineage.next_look is not None]
             due = self._schedule.next(now, looks)
             if not isinstance(due, float):
                 return due
@@ -191,9 +191,13 @@ class Renewals:
 
     async def _weigh(self, lineage: Lineage, first: Reading, second: Reading, order: Order) -> Change | None:
         """What to do with the second reading of files that hold something else than is served."""
-        if order.done is None and isinstance(second, Pair) and lineage.leaves_alone(second.digest):
-            return None
         now = time.monotonic()
+        if lineage.again_at is not None and now >= lineage.again_at:
+            lineage.again_at = None
+        digest = second.digest if isinstance(second, Pair) and order.done is None else ""
+        if lineage.leaves_alone(digest, now, self._wall()):
+            return None
+        lineage.again_at = None
         lineage.differs(now)
         try:
             pair, certificate = _whole(lineage, first, second)
@@ -318,10 +322,13 @@ class Renewals:
     async def _conclude_rolled_back(
         self, lineage: Lineage, old: Active, new: Active, rollout: Rollout, order: Order
     ) -> Change:
-        lineage.move(State.ROLLED_BACK)
         since = self._wall().isoformat(timespec="seconds")
         hint = "see the log of the workers; botproxy cert reload tries it again"
-        lineage.refusal = Refusal(new.digest, "rolled_back", rollout.reason, hint, since, final=True)
+        refusal = Refusal(new.digest, "rolled_back", rollout.reason, hint, since, final=rollout.is_wrong)
+        if order.trigger == "rollback":
+            lineage.move(State.ROLLED_BACK)  # of what the files hold nothing is said
+        else:
+            lineage.rolled_back(refusal, time.monotonic())
         await self._ledger.go_back(lineage, old.number)
         data = {"certificate": lineage.name, "why": rollout.reason, "generation": old.number, "hint": hint}
         logger.error("a new certificate was rolled back", extra={"data": data})
@@ -342,6 +349,10 @@ class Renewals:
             return Change(lineage.name, "failed", lineage.active.number, "no_generation", says)
         if older.certificate == lineage.active.certificate:
             return Change(lineage.name, "unchanged", lineage.active.number)
+        if not order.force and (finding := _not_now(older.certificate, self._wall())) is not None:
+            says = f"generation {older.number} cannot be gone back to: {finding.sentence}"
+            hint = "botproxy cert status lists the others; if it is meant so: botproxy cert rollback --force"
+            return Change(lineage.name, "rejected", lineage.active.number, finding.rule, says, hint)
         lineage.unsettled = None
         change = await self._roll_out(lineage, older, order)
         if change.outcome in ("active", "unverified"):
@@ -402,6 +413,12 @@ def _not_whole(lineage: Lineage, problems: Sequence[Problem], now: float) -> Cha
     lineage.unsettle(problems, now)
     says = "; ".join(str(problem) for problem in problems)
     return Change(lineage.name, "rejected", lineage.active.number, "not_whole", says, problems[0].hint or "")
+
+
+def _not_now(certificate: Certificate, now: datetime) -> Finding | None:
+    """Why clients refuse `certificate` at `now`, whatever its names; None when it is valid."""
+    dates = [f for f in examine(certificate, now, (), None) if f.rule in ("expired", "not_yet_valid")]
+    return dates[0] if dates else None
 
 
 def _unchanged(lineage: Lineage) -> Change:

@@ -39,6 +39,8 @@ class Rollout:
     result: Result
     reason: str = ""
     """Why it is not `active`."""
+    is_wrong: bool = False
+    """Whether the listener showed something else, which no time mends."""
     seconds: dict[str, float] = field(default_factory=dict)
     """How long each phase took."""
     replaced: int = 0
@@ -163,7 +165,7 @@ class Roller:
                     self._end(pid, rollout, "it did not answer when it was asked over the listener")
                 await self._replacements({*answers.wrong, *answers.mute})
         if answers.wrong:
-            rollout.result = "rolled_back"
+            rollout.result, rollout.is_wrong = "rolled_back", True
             rollout.reason = f"the listener shows something else: {next(iter(answers.wrong.values()))}"
         else:
             rollout.result = "unverified"

@@ -84,7 +84,7 @@ class Schedule:
     def next(self, now: float, looks: Iterable[float]) -> Order | float | None:
         """The order that is due; None when only time has passed; else when to ask again.
 
-        `looks`: when files that were not whole shall be looked at.
+        `looks`: when files that were not whole, or rolled back, shall be looked at.
         """
         if self._orders:
             return self._orders.popleft()

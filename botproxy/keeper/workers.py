@@ -173,6 +173,8 @@ class Workers:
             return
         worker.serving, worker.fingerprints = message.set, message.fingerprints
         logger.info("a worker serves the certificates", extra={"data": worker.data | {"set": message.set}})
+        if message.set != self.current.set:
+            worker.prepare(self.current)  # it was slow: what it took over was given up meanwhile
 
     def _left(self, worker: Worker) -> None:
         if self._present.get(worker.pid) is worker:

@@ -36,6 +36,7 @@ def answer(*outcomes: str, **more: object) -> dict[str, Any]:
         (("reload",), "POST /-/reload?wait=1 HTTP/1.0"),
         (("cert", "rollback"), "POST /-/rollback? HTTP/1.0"),
         (("cert", "rollback", "a b", "--to", "7"), "POST /-/rollback?name=a+b&to=7 HTTP/1.0"),
+        (("cert", "rollback", "--force"), "POST /-/rollback?force=1 HTTP/1.0"),
     ],
 )
 def test_the_options_are_the_parameters(tmp_path: Path, arguments: tuple[str, ...], asked: str):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from botproxy.config import schema
 from botproxy.config.schema import Config
+from botproxy.control.channel import Commit
+from botproxy.keeper import lineage, rollout
 from botproxy.keeper.answers import Answers
 from botproxy.keeper.boot import begin
 from botproxy.keeper.ledger import Ledger
@@ -22,7 +25,8 @@ from botproxy.keeper.store import Store
 from botproxy.keeper.watch import Watch
 from botproxy.keeper.workers import Offer, Workers
 from botproxy.tls.context import listener_context
-from tests.certs import NOW, Authority, Issued
+from tests import certs
+from tests.certs import DAY, NOW, Authority, Issued
 from tests.keeper.conftest import Configure
 from tests.keeper.crew import PATIENCE, Crew, Played, crew
 
@@ -38,7 +42,16 @@ class House:
         self.workers = Workers(Offer.of([lineage.active.certificate for lineage in self.lineages]))
         self.employ(70)
         roller = Roller(self.workers, everybody.endpoint(), lambda *_: None)
-        self.renewals = Renewals(config, self.lineages, Ledger(self.store), roller, listener)
+        self.later = timedelta()
+        """How far the clock of the keeper is ahead."""
+        self.renewals = Renewals(
+            config,
+            self.lineages,
+            Ledger(self.store),
+            roller,
+            listener,
+            lambda: datetime.now(UTC) + self.later,
+        )
         watch = Watch([], config.watch, self.renewals.notice)
         self.rotations = 0
         self.problem = ""
@@ -64,6 +77,11 @@ class House:
         [change] = answer["certificates"]
         assert status == 200
         return dict(change)
+
+    async def look(self) -> None:
+        """The files are looked at because it is time to."""
+        self.renewals.notice("poll")
+        await self.renewals.reload(frozenset(), force=False)  # answered after what was noticed
 
     async def until(self, what: Callable[[], bool]) -> None:
         ends = time.monotonic() + PATIENCE
@@ -352,8 +370,7 @@ def test_the_operator_goes_back_and_the_files_are_left_alone_until_they_change(s
         change = await house.change("/-/rollback", name="a", to="1")
         assert (change["outcome"], change["generation"]) == ("active", 1)
         assert house.crew.members[0].fingerprints == (first.meta["fingerprint"],)
-        house.renewals.notice("poll")
-        await house.renewals.reload(frozenset(), force=False)  # answered after what was noticed
+        await house.look()
         [status] = (await house.get("/-/certificates"))[1]["certificates"]
         assert (status["generation"], status["refused"]["rule"]) == (1, "went_back")
         assert (await house.change("/-/reload"))["outcome"] == "active"
@@ -391,6 +408,109 @@ def test_a_generation_that_is_not_there_is_a_failure_that_names_those_that_are(s
             assert "there are: 1" in change["says"]
 
     tell(single, story)
+
+
+def test_to_one_that_has_expired_the_operator_goes_back_by_force_alone(
+    configure: Configure, ca: Authority, tmp_path: Path
+):
+    expired = ca.issue("a.test", not_before=NOW - 30 * DAY, not_after=NOW - DAY)
+    config = configure(expired.write(tmp_path, "a"))
+
+    async def story(house: House) -> None:
+        renew(config, ca.issue("a.test"))
+        assert (await house.change("/-/reload"))["outcome"] == "active"
+        for query in ({}, {"to": "1"}):
+            change = await house.change("/-/rollback", **query)
+            assert (change["outcome"], change["rule"], change["generation"]) == ("rejected", "expired", 2)
+            assert "generation 1" in change["says"]
+            assert "--force" in change["hint"]
+        assert house.store.current("a") == 2
+        change = await house.change("/-/rollback", force="1")
+        assert (change["outcome"], change["generation"]) == ("active", 1)
+        await house.look()  # whoever forced it knew that it had expired
+        assert house.crew.members[0].fingerprints == (expired.fingerprint,)
+
+    tell(config, story)
+
+
+def test_what_was_gone_back_from_is_taken_when_the_older_one_has_expired(
+    configure: Configure, ca: Authority, tmp_path: Path
+):
+    config = configure(ca.issue("a.test", not_after=NOW + DAY).write(tmp_path, "a"))
+
+    async def story(house: House) -> None:
+        newer = ca.issue("a.test")
+        renew(config, newer)
+        assert (await house.change("/-/reload"))["outcome"] == "active"
+        assert (await house.change("/-/rollback"))["generation"] == 1
+        await house.look()
+        assert house.lineages[0].active.number == 1
+        house.later = 2 * DAY
+        await house.look()
+        assert house.crew.members[0].fingerprints == (newer.fingerprint,)
+        assert house.lineages[0].refusal is None
+
+    tell(config, story)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has much patience with workers, and what was rolled back rests only for a moment."""
+    monkeypatch.setattr(rollout, "COMMIT_PATIENCE", 0.1)
+    monkeypatch.setattr(rollout, "REPLACED_PATIENCE", 0.1)
+    monkeypatch.setattr(lineage, "REST", 0.3)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_no_worker_took_over_in_time_is_tried_again_later(single: Config, ca: Authority):
+    async def story(house: House) -> None:
+        slow = house.crew.hire(71).listen(house.crew.socket()).join(house.workers)
+        await asyncio.to_thread(slow.enrol)
+        house.crew.members[0].leave()
+        await house.until(lambda: len(house.workers.present) == 1)
+        newer = ca.issue("a.test", "b.test")
+        renew(single, newer)
+        asking = asyncio.create_task(house.change("/-/reload"))
+        new = await asyncio.to_thread(slow.prepare)
+        assert await asyncio.to_thread(slow.hear) == Commit(new)  # and does nothing about it
+        assert (await asking)["outcome"] == "rolled_back"
+        [status] = (await house.get("/-/certificates"))[1]["certificates"]
+        assert status["refused"]["rule"] == "rolled_back"
+        slow.work()
+        await house.until(lambda: house.lineages[0].active.certificate.fingerprint == newer.fingerprint)
+        assert slow.fingerprints == (newer.fingerprint,)
+
+    tell(single, story)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_the_listener_showed_wrongly_is_tried_again_when_the_current_one_has_expired(
+    configure: Configure, ca: Authority, tmp_path: Path
+):
+    old = ca.issue("a.test", not_after=NOW + DAY)
+    config = configure(old.write(tmp_path, "a"))
+    stuck = certs.load(old)
+
+    async def story(house: House) -> None:
+        wrong = house.crew.hire(71).listen(house.crew.socket(), shows=stuck.default).work()
+        wrong.join(house.workers)
+        await asyncio.to_thread(wrong.wait_for, lambda: bool(wrong.sets))
+        house.crew.members[0].leave()
+        await house.until(lambda: len(house.workers.present) == 1)
+        newer = ca.issue("a.test")
+        renew(config, newer)
+        assert (await house.change("/-/reload"))["outcome"] == "rolled_back"
+        await house.until(lambda: house.lineages[0].again_at is None)  # its rest is over
+        tried = len(wrong.sets)
+        await house.look()
+        assert len(wrong.sets) == tried
+        house.employ(72)
+        wrong.leave()
+        house.later = 2 * DAY
+        house.renewals.notice("poll")
+        await house.until(lambda: house.lineages[0].active.certificate.fingerprint == newer.fingerprint)
+
+    tell(config, story)
 
 
 def test_the_served_generation_is_no_change(single: Config):

@@ -287,6 +287,17 @@ def test_a_final_refusal_outlives_a_restart_as_long_as_the_files_do_not_change(
     assert (lineage.active.number, lineage.state, lineage.refusal) == (0, State.ACTIVE, None)
 
 
+def test_what_was_refused_for_good_is_served_when_the_last_good_one_has_expired(
+    start: Start, store: Store, entry: schema.Certificate, ca: Authority
+):
+    [better] = start(entry)
+    keep(store, ca.issue("a.test", not_after=NOW + DAY), entry)
+    refuse(store, better.active.digest, final=True)
+    assert start(entry)[0].state is State.REJECTED
+    [lineage] = start(entry, now=NOW + 2 * DAY)
+    assert (lineage.active.certificate, lineage.state) == (better.active.certificate, State.ACTIVE)
+
+
 def test_a_refusal_that_is_not_final_is_judged_anew(
     start: Start, store: Store, entry: schema.Certificate, ca: Authority
 ):

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from botproxy.errors import Problem
-from botproxy.keeper.lineage import ALARM, Lineage, serial_text
+from botproxy.keeper.lineage import ALARM, REST, Lineage, serial_text
 from botproxy.keeper.states import State, WrongStep
 from botproxy.keeper.store import Refusal
 from tests.certs import DAY, NOW, Authority
@@ -116,10 +116,45 @@ def test_what_is_served_differs_from_the_files_for_two_minutes_before_that_is_an
     ("final", "digest", "alone"), [(True, "ab", True), (True, "cd", False), (False, "ab", False)]
 )
 def test_what_was_refused_for_good_is_left_alone(site: Lineage, final: bool, digest: str, alone: bool):
-    assert not site.leaves_alone(digest)
+    assert not site.leaves_alone(digest, 100.0, NOW)
     site.differs(100.0)
     site.refuse(replace(REFUSAL, final=final))
-    assert site.leaves_alone(digest) is alone
+    assert site.leaves_alone(digest, 100.0, NOW) is alone
+
+
+def test_what_was_refused_for_good_is_better_than_one_that_has_expired_since(site: Lineage):
+    end = site.active.certificate.not_after
+    site.differs(100.0)
+    site.refuse(replace(REFUSAL, final=True))
+    assert site.leaves_alone("ab", 100.0, end - DAY)
+    assert not site.leaves_alone("ab", 100.0, end)
+
+
+@pytest.mark.parametrize(("rule", "alone"), [("went_back", True), ("rolled_back", False)])
+def test_whoever_went_back_to_an_expired_one_meant_it(site: Lineage, rule: str, alone: bool):
+    end = site.active.certificate.not_after
+    site.differs(100.0)
+    site.refuse(replace(REFUSAL, rule=rule, since=(end + DAY).isoformat(), final=True))
+    assert site.leaves_alone("ab", 100.0, end + 2 * DAY) is alone
+
+
+@pytest.mark.parametrize("since", ["", "yesterday", "2026-01-01"])
+def test_a_date_that_is_none_is_as_good_as_long_ago(site: Lineage, since: str):
+    site.differs(100.0)
+    site.refuse(replace(REFUSAL, rule="went_back", since=since, final=True))
+    assert site.leaves_alone("ab", 100.0, NOW)
+    assert not site.leaves_alone("ab", 100.0, site.active.certificate.not_after)
+
+
+def test_what_was_rolled_back_rests_before_it_is_tried_again(site: Lineage):
+    rolled_back = replace(REFUSAL, rule="rolled_back")
+    site.differs(100.0)
+    site.state = State.VERIFYING
+    site.rolled_back(rolled_back, 100.0)
+    assert (site.state, site.refusal, site.again_at) == (State.ROLLED_BACK, rolled_back, 100.0 + REST)
+    assert site.leaves_alone("ab", 100.0 + REST - 0.1, NOW)
+    assert not site.leaves_alone("cd", 100.0, NOW)
+    assert not site.leaves_alone("ab", 100.0 + REST, NOW)
 
 
 # Troubles

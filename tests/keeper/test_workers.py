@@ -114,6 +114,29 @@ def test_a_worker_that_says_it_serves_something_else_is_not_counted(
     tell(story, one)
 
 
+def test_a_worker_that_takes_over_too_late_is_brought_back(one: Issued, two: Issued):
+    """A set was committed and given up; whoever was slow to hear of it serves it all the same."""
+
+    async def story(workers: Workers, everybody: Crew) -> None:
+        worker = everybody.hire(70).join(workers)
+        before, given_up = workers.current, offer(two)
+        await asyncio.to_thread(worker.enrol)
+        await until(workers, lambda: workers.all_serve)
+        workers.offer(given_up)
+        await asyncio.to_thread(worker.prepare)
+        await until(workers, lambda: workers.present[0].prepared == given_up.set)
+        workers.make_current(given_up)
+        workers.make_current(before)
+        workers.withdraw(given_up)
+        await asyncio.to_thread(worker.commit)
+        assert worker.fingerprints == (two.fingerprint,)
+        await asyncio.to_thread(worker.enrol)
+        await until(workers, lambda: workers.all_serve)
+        assert worker.fingerprints == (one.fingerprint,)
+
+    tell(story, one)
+
+
 def test_a_refusal_is_an_error_in_the_log(one: Issued, caplog: pytest.LogCaptureFixture):
     async def story(workers: Workers, everybody: Crew) -> None:
         worker = everybody.hire(70, 3).join(workers)
