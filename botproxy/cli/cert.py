@@ -109,7 +109,7 @@ def reload(
 )
 @click.argument("name", required=False, metavar="[NAME]")
 @options
-@click.option("--to", metavar="N", help="The generation.  [the one before]")
+@click.option("--to", metavar="N", help="The generation.  [the certificate before]")
 @click.option("--force", is_flag=True, help="Also to one that has expired, or is not valid yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer, for machines.")
 def rollback(

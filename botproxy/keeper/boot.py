@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from dataclasses import replace
 from datetime import datetime
 
 from botproxy.config.schema import Certificate as Entry
@@ -94,8 +93,8 @@ def _begin(
         if last is None:
             raise
         return _unsettled(Lineage(index, name, entry, last), error)
-    if last is not None and last.digest == pair.digest:
-        return Lineage(index, name, entry, replace(last, remarks=pair.findings))
+    if last is not None and certificate.is_same(last.certificate):
+        return Lineage(index, name, entry, last.respelled(certificate, pair))
     known = store.refusal(name)
     refused = known is not None and known.digest == pair.digest
     if last is not None and known is not None and refused and holds(known, last.certificate, now):

@@ -10,7 +10,7 @@ Before: `keeper.renewal`. After: `keeper.store`, `keeper.audit`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Ledger:
         meta = {
             "accepted": new.since.isoformat(),
             "trigger": trigger,
-            "source": {"chain": lineage.entry.chain, "key": lineage.entry.key},
+            "source": _source(lineage),
             **describe(new.certificate),
         }
         number = 0
@@ -50,12 +50,17 @@ class Ledger:
         await self._write(lineage, "generation", keep)
         return number
 
-    async def go_back(self, lineage: Lineage, number: int) -> None:
-        """The last good one is generation `number` again, and what the files hold stays refused."""
+    async def go_back(self, lineage: Lineage, number: int, *, rolled_back: int = 0) -> None:
+        """The last good one is generation `number` again, and what the files hold stays refused.
+
+        `rolled_back` is the generation that was given up; 0 when there is none.
+        """
 
         def remember() -> None:
             if number:
                 self._store.point(lineage.name, number)
+            if rolled_back:
+                self._store.mark_rolled_back(lineage.name, rolled_back)
             if lineage.refusal is not None:
                 self._store.refuse(lineage.name, lineage.refusal)
 
@@ -70,14 +75,29 @@ class Ledger:
         await self._write(lineage, "removal", lambda: self._store.forget_others(lineage.name, served))
 
     async def find(self, lineage: Lineage, wanted: int | None) -> tuple[Generation | None, list[int]]:
-        """A generation (None: the one before the served one) if it is there, and the numbers of all."""
+        """A generation if it is there, and the numbers of all.
+
+        Without `wanted` the last one before the served one that is another certificate of the same files,
+        and was not rolled back.
+        """
         numbers = await asyncio.to_thread(self._store.numbers, lineage.name)
-        served = lineage.active.number
-        if wanted is None:
-            wanted = max((number for number in numbers if not served or number < served), default=None)
-        if wanted is None:
-            return None, numbers
-        return await asyncio.to_thread(self._store.read, lineage.name, wanted), numbers
+        if wanted is not None:
+            return await asyncio.to_thread(self._store.read, lineage.name, wanted), numbers
+        return await asyncio.to_thread(self._one_before, lineage, numbers), numbers
+
+    def _one_before(self, lineage: Lineage, numbers: Sequence[int]) -> Generation | None:
+        served = lineage.active
+        for number in sorted(numbers, reverse=True):
+            if served.number and number >= served.number:
+                continue
+            generation = self._store.read(lineage.name, number)
+            if generation is None or generation.is_rolled_back:
+                continue
+            meta = generation.meta
+            is_other = meta.get("fingerprint") != served.certificate.fingerprint
+            if is_other and meta.get("source") == _source(lineage):
+                return generation
+        return None
 
     async def audit(
         self,
@@ -144,6 +164,10 @@ def _entry(
             for pid, fingerprints in (rollout.workers if rollout else ())
         ],
     }
+
+
+def _source(lineage: Lineage) -> dict[str, str]:
+    return {"chain": lineage.entry.chain, "key": lineage.entry.key}
 
 
 def _identity(active: Active) -> dict[str, Any]:

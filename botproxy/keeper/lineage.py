@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from botproxy.config.schema import Certificate as Entry
 from botproxy.errors import Problem
+from botproxy.keeper.source import Pair
 from botproxy.keeper.states import State, step
 from botproxy.keeper.store import Refusal
 from botproxy.tls.certificates import Certificate
@@ -48,6 +49,17 @@ class Active:
     since: datetime
     remarks: tuple[Finding, ...] = ()
     """What was odd about the files, whatever they hold."""
+
+    def respelled(self, certificate: Certificate, pair: Pair) -> Active:
+        """The same, which the files hold in other words now."""
+        return replace(
+            self,
+            certificate=certificate,
+            chain=pair.chain,
+            key=pair.key,
+            digest=pair.digest,
+            remarks=pair.findings,
+        )
 
 
 @dataclass(slots=True)

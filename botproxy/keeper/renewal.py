@@ -203,9 +203,8 @@ class Renewals:
             pair, certificate = _whole(lineage, first, second)
         except ConfigError as error:
             return _not_whole(lineage, error.problems, now)
-        if certificate == lineage.active.certificate:
-            # Another spelling of the same certificate and key.
-            lineage.active = replace(lineage.active, digest=pair.digest, chain=pair.chain, key=pair.key)
+        if certificate.is_same(lineage.active.certificate):
+            lineage.active = lineage.active.respelled(certificate, pair)
             lineage.settled()
             return None
         lineage.unsettled = None
@@ -329,7 +328,7 @@ class Renewals:
             lineage.move(State.ROLLED_BACK)  # of what the files hold nothing is said
         else:
             lineage.rolled_back(refusal, time.monotonic())
-        await self._ledger.go_back(lineage, old.number)
+        await self._ledger.go_back(lineage, old.number, rolled_back=new.number)
         data = {"certificate": lineage.name, "why": rollout.reason, "generation": old.number, "hint": hint}
         logger.error("a new certificate was rolled back", extra={"data": data})
         await self._ledger.audit(
@@ -344,10 +343,10 @@ class Renewals:
         generation, numbers = await self._ledger.find(lineage, order.to)
         older = restore(generation, lineage.entry) if generation is not None else None
         if older is None:
-            what = "no older generation" if order.to is None else f"no generation {order.to} of these files"
+            what = "no other one before" if order.to is None else f"no generation {order.to} of these files"
             says = f"{what} is kept (there are: {', '.join(map(str, numbers)) or 'none'})"
             return Change(lineage.name, "failed", lineage.active.number, "no_generation", says)
-        if older.certificate == lineage.active.certificate:
+        if older.certificate.is_same(lineage.active.certificate):
             return Change(lineage.name, "unchanged", lineage.active.number)
         if not order.force and (finding := _not_now(older.certificate, self._wall())) is not None:
             says = f"generation {older.number} cannot be gone back to: {finding.sentence}"

@@ -1,6 +1,7 @@
 """Every certificate that was accepted, on disk, and which one is the last good.
 
     CERTS/NAME/7/{fullchain.pem,privkey.pem,meta.json}   a generation, never changed
+    CERTS/NAME/7/rolled_back                             a mark: it was served, and given up
     CERTS/NAME/current -> 7                              replaced by rename
     CERTS/NAME/refused.json                              what the files hold and shall not be served
 
@@ -39,7 +40,9 @@ class Generation:
     chain: bytes
     key: bytes = field(repr=False)
     meta: Mapping[str, Any]
-    """What `describe` in `keeper.renewal` says of it; for people."""
+    """What `describe` in `keeper.lineage` says of it, and from which files it came."""
+    is_rolled_back: bool = False
+    """Whether it was given up when it was served last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +96,25 @@ class Store:
             chain, key = _read(directory / "fullchain.pem"), _read(directory / "privkey.pem")
         except (OSError, ValueError, RecursionError):
             return None
-        return Generation(number, chain, key, meta) if isinstance(meta, dict) else None
+        is_rolled_back = (directory / "rolled_back").exists()
+        return Generation(number, chain, key, meta, is_rolled_back) if isinstance(meta, dict) else None
 
     def candidates(self, name: str) -> Iterator[Generation]:
-        """What can be served when the files cannot: the current generation, then the others, newest first."""
+        """What can be served when the files cannot: the current generation, then the others, newest first.
+
+        What was rolled back comes last.
+        """
         current = self.current(name)
         others = sorted(self.numbers(name), reverse=True)
+        last = []
         for number in dict.fromkeys([current, *others] if current is not None else others):
-            if (generation := self.read(name, number)) is not None:
+            if (generation := self.read(name, number)) is None:
+                continue
+            if generation.is_rolled_back:
+                last.append(generation)
+            else:
                 yield generation
+        yield from last
 
     def refusal(self, name: str) -> Refusal | None:
         """What is remembered of the files' present content."""
@@ -144,7 +157,15 @@ class Store:
     def point(self, name: str, number: int) -> None:
         """Make an older generation the last good one."""
         with self._locked(name) as home:
+            (home / str(number) / "rolled_back").unlink(missing_ok=True)
             _point(home, number)
+
+    def mark_rolled_back(self, name: str, number: int) -> None:
+        """Remember that a generation was given up; nothing when it is not there."""
+        with self._locked(name) as home:
+            if (home / str(number)).is_dir():
+                _write(home / str(number) / "rolled_back", b"")
+                _sync(home / str(number))
 
     def forget_others(self, name: str, kept: int) -> None:
         """Remove every generation but `kept`."""

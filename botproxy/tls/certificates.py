@@ -74,6 +74,10 @@ class Certificate:
         label, _, parent = name.partition(".")
         return name in self.dns_names or (bool(label) and f"*.{parent}" in self.dns_names)
 
+    def is_same(self, other: Certificate) -> bool:
+        """Whether clients get the same, however the files were written."""
+        return (self.leaf, self.intermediates, self.key) == (other.leaf, other.intermediates, other.key)
+
     def pem(self) -> bytes:
         """Leaf, intermediates and key in clear, as OpenSSL loads them from one file."""
         chain = b"".join(c.public_bytes(Encoding.PEM) for c in (self.leaf, *self.intermediates))

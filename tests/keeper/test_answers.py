@@ -484,6 +484,47 @@ def test_what_no_worker_took_over_in_time_is_tried_again_later(single: Config, c
 
 
 @pytest.mark.usefixtures("hasty")
+def test_the_operator_does_not_go_back_to_what_was_rolled_back(single: Config, ca: Authority):
+    async def story(house: House) -> None:
+        first = house.crew.members[0].fingerprints
+        slow = house.crew.hire(71, 1).join(house.workers)
+        await asyncio.to_thread(slow.enrol)
+        house.crew.members[0].leave()
+        await house.until(lambda: len(house.workers.present) == 1)
+        renew(single, ca.issue("a.test", "b.test"))
+        asking = asyncio.create_task(house.change("/-/reload"))
+        await asyncio.to_thread(slow.prepare)
+        assert (await asking)["outcome"] == "rolled_back"
+        slow.leave()
+        house.employ(72)
+        renew(single, ca.issue("a.test", "b.test"))
+        change = await house.change("/-/reload")
+        assert (change["outcome"], change["generation"]) == ("active", 3)
+        change = await house.change("/-/rollback")
+        assert (change["outcome"], change["generation"]) == ("active", 1)
+        assert house.crew.members[-1].fingerprints == first
+
+    tell(single, story)
+
+
+def test_a_file_in_another_spelling_is_no_new_generation(single: Config, ca: Authority):
+    def append_root() -> None:
+        assert ca.root is not None
+        with open(single.certificates[0].chain, "ab") as chain:
+            chain.write(certs.pem(ca.root))
+
+    async def story(house: House) -> None:
+        append_root()
+        assert (await house.change("/-/reload"))["outcome"] == "unchanged"
+        assert house.store.numbers("a") == [1]
+        assert house.lineages[0].differs_since is None
+        renew(single, ca.issue("a.test", "b.test"))
+        assert (await house.change("/-/reload"))["generation"] == 2
+
+    tell(single, story)
+
+
+@pytest.mark.usefixtures("hasty")
 def test_what_the_listener_showed_wrongly_is_tried_again_when_the_current_one_has_expired(
     configure: Configure, ca: Authority, tmp_path: Path
 ):

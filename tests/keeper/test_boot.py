@@ -93,6 +93,20 @@ def test_files_that_hold_the_last_good_one_are_what_was_accepted_then(
         assert lineage.state is State.ACTIVE
 
 
+def test_files_that_hold_the_last_good_one_in_another_spelling_hold_it(
+    start: Start, store: Store, tmp_path: Path, ca: Authority
+):
+    issued = ca.issue("a.test")
+    entry = issued.write(tmp_path / "certs", "bot")
+    keep(store, issued, entry)
+    assert ca.root is not None
+    put(issued.with_chain(*issued.chain, ca.root), entry)
+    [lineage] = start(entry)
+    assert (lineage.active.number, lineage.active.since) == (1, ACCEPTED)
+    assert lineage.active.chain == Path(entry.chain).read_bytes()
+    assert lineage.state is State.ACTIVE
+
+
 def test_a_renewal_that_came_while_nobody_looked_is_served(
     start: Start, store: Store, entry: schema.Certificate, ca: Authority
 ):

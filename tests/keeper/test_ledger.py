@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from botproxy.config import schema
 from botproxy.keeper.boot import restore
 from botproxy.keeper.ledger import Ledger
 from botproxy.keeper.lineage import Lineage
@@ -117,13 +118,42 @@ def test_all_but_what_is_served_are_forgotten_on_demand(ledger: Ledger, store: S
     [(4, None, 3), (2, None, 1), (1, None, None), (0, None, 4), (4, 2, 2), (2, 4, 4), (4, 9, None)],
 )
 def test_the_generation_to_go_back_to_is_the_named_one_or_the_one_before(
-    ledger: Ledger, site: Lineage, served: int, wanted: int | None, number: int | None
+    ledger: Ledger, site: Lineage, ca: Authority, served: int, wanted: int | None, number: int | None
 ):
-    keep(ledger, site, times=4)
-    site.active = replace(site.active, number=served)
+    generations = []
+    for issued in (ca.issue("a.test") for _ in range(4)):
+        site.active = active(issued, 0)
+        keep(ledger, site)
+        generations.append(site.active)
+    site.active = generations[served - 1] if served else active(ca.issue("a.test"), 0)
     found, numbers = asyncio.run(ledger.find(site, wanted))
     assert (found.number if found else None) == number
     assert numbers == [1, 2, 3, 4]
+
+
+def test_the_one_before_is_another_one_of_these_files_that_was_served(
+    ledger: Ledger, store: Store, site: Lineage, ca: Authority
+):
+    first, bad = site.active, active(ca.issue("a.test"), 0)
+    keep(ledger, site)
+    site.active = active(ca.issue("a.test"), 0)
+    keep(ledger, site)  # 2
+    site.active = bad
+    keep(ledger, site)  # 3
+    asyncio.run(ledger.go_back(site, 2, rolled_back=3))
+    other = schema.Certificate(chain="/etc/ssl/other.pem", key="/etc/ssl/other.key")
+    moved = Lineage(0, "site", other, active(ca.issue("a.test"), 0))
+    keep(ledger, moved)  # 4
+    generation = store.read("site", 2)
+    assert generation is not None
+    restored = restore(generation, site.entry)
+    assert restored is not None
+    site.active = replace(restored, number=0)
+    keep(ledger, site)  # 5
+    found, _ = asyncio.run(ledger.find(site, None))
+    assert found is not None
+    assert (found.number, found.chain) == (1, first.chain)
+    assert asyncio.run(ledger.find(site, 3))[0] == store.read("site", 3)
 
 
 def test_the_audit_says_what_was_changed_why_and_how_long_it_took(

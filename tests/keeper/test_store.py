@@ -112,6 +112,22 @@ def test_the_one_that_was_current_until_now_is_kept_for_the_way_back(store: Stor
     assert served(store)[0] == 1
 
 
+def test_what_was_rolled_back_is_the_last_resort_until_it_is_pointed_to_again(store: Store):
+    keep(store, 3)
+    store.point("site", 1)
+    store.mark_rolled_back("site", 3)
+    generation = store.read("site", 3)
+    assert generation is not None
+    assert generation.is_rolled_back
+    assert served(store) == [1, 2, 3]
+    store.point("site", 3)
+    generation = store.read("site", 3)
+    assert generation is not None
+    assert not generation.is_rolled_back
+    store.mark_rolled_back("site", 7)  # it is gone meanwhile
+    assert store.numbers("site") == [1, 2, 3]
+
+
 def test_all_but_the_current_one_are_forgotten_on_demand(store: Store):
     keep(store, times=4)
     store.point("site", 2)

@@ -172,6 +172,17 @@ def test_roots_duplicates_and_strangers_are_not_sent(ca: Authority):
     assert certificate.intermediates == ca.above
 
 
+def test_two_are_the_same_when_clients_see_no_difference(ca: Authority, wrong_key: Issued):
+    site = ca.issue("a.test")
+    assert ca.root is not None
+    one = site.certificate
+    for chain in ((*site.chain, ca.root), (*site.chain, site.leaf), (*site.chain[1:], site.leaf)):
+        assert one.is_same(site.with_chain(*chain).certificate)
+    assert not one.is_same(site.with_chain(site.leaf).certificate)
+    assert not one.is_same(ca.issue("a.test", key=site.key).certificate)
+    assert not one.is_same(site.with_key(wrong_key.key).certificate)
+
+
 def test_an_intermediate_of_the_right_name_and_the_wrong_key_is_not_sent(ca: Authority):
     issued = ca.issue("a.test")
     impostor = certs.root().intermediate().certificate
