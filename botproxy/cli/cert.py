@@ -135,6 +135,10 @@ def change(config: str | None, admin: str | None, target: str, as_json: bool) ->
         for each in changes:
             _print_change(each)
     codes = {_CODES[each["outcome"]] for each in changes}
+    if problem := answer.get("removal"):
+        hint = "see what is wrong there; it is tried again, and botproxy health says when it is gone"
+        report.error(f"the old key is still in the state directory: {problem}", hint)
+        codes.add(1)
     if problem := answer.get("rotation"):
         report.error(f"the session ticket keys stay the old ones: {problem}", "botproxy tickets rotate")
         codes.add(1)

@@ -134,7 +134,7 @@ class Answers:
         changes = await self._renewals.reload(names, force=force)
         answer: dict[str, Any] = {"certificates": [asdict(change) for change in changes]}
         if compromised and all(_is_served(change) for change in changes):
-            await self._renewals.forget_older(names)
+            answer["removal"] = await self._renewals.forget_older(names)
             answer["rotation"] = await self._rotate()
         return answer
 

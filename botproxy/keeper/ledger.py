@@ -1,8 +1,10 @@
 """Writes down what happens to certificates: generations, refusals, the audit.
 
 A disk that fails must not darken the bot. What cannot be written is served all the same;
-that is said once, `botproxy health` shows it, and it is tried again. Writing happens in a
-thread, for a slow disk must not keep the keeper from its workers.
+that is said once, `botproxy health` shows it, and it is tried again (`retry`) for as long
+as this keeper lives. What is tried again is what holds by then; of the audit, which is a
+history, the last lines wait in their order. Writing happens in a thread, for a slow disk
+must not keep the keeper from its workers.
 
 Before: `keeper.renewal`. After: `keeper.store`, `keeper.audit`.
 """
@@ -10,6 +12,7 @@ Before: `keeper.renewal`. After: `keeper.store`, `keeper.audit`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,12 +24,19 @@ from botproxy.keeper.rollout import Rollout
 from botproxy.keeper.schedule import Order
 from botproxy.keeper.store import Generation, Store
 
+LINES = 100
+"""Lines of the audit that wait for the disk, of each certificate; it changes a few times a year."""
+
 
 class Ledger:
     """What is remembered over a restart."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._rolled_back: dict[str, set[int]] = {}
+        """Generations of each certificate that are to be marked."""
+        self._lines: dict[str, deque[Mapping[str, Any]]] = {}
+        """Of the audit, those that were not written yet."""
 
     async def keep(self, lineage: Lineage, new: Active, trigger: str) -> int:
         """Make `new` the last good one; its number, 0 when the disk does not take it."""
@@ -55,12 +65,16 @@ class Ledger:
 
         `rolled_back` is the generation that was given up; 0 when there is none.
         """
+        marks = self._rolled_back.setdefault(lineage.name, set())
+        if rolled_back:
+            marks.add(rolled_back)
 
         def remember() -> None:
             if number:
                 self._store.point(lineage.name, number)
-            if rolled_back:
-                self._store.mark_rolled_back(lineage.name, rolled_back)
+            while marks:
+                self._store.mark_rolled_back(lineage.name, min(marks))
+                marks.remove(min(marks))
             if lineage.refusal is not None:
                 self._store.refuse(lineage.name, lineage.refusal)
 
@@ -69,10 +83,22 @@ class Ledger:
     async def forget_refusal(self, lineage: Lineage) -> None:
         await self._write(lineage, "refusal", lambda: self._store.forget_refusal(lineage.name))
 
-    async def forget_others(self, lineage: Lineage) -> None:
-        """Remove every generation but the one that is served."""
+    async def forget_others(self, lineage: Lineage) -> str:
+        """Remove every generation but the one that is served; why that failed, empty when it did not."""
         served = lineage.active.number
         await self._write(lineage, "removal", lambda: self._store.forget_others(lineage.name, served))
+        return lineage.unwritten.get("removal", "")
+
+    async def retry(self, lineage: Lineage) -> None:
+        """Try again what the disk did not take, but for the generation that is served."""
+        if "refusal" in lineage.unwritten:
+            await self.go_back(lineage, lineage.active.number)
+            if lineage.refusal is None and "refusal" not in lineage.unwritten:
+                await self.forget_refusal(lineage)
+        if "removal" in lineage.unwritten:
+            await self.forget_others(lineage)
+        if "audit" in lineage.unwritten:
+            await self._write_lines(lineage)
 
     async def find(self, lineage: Lineage, wanted: int | None) -> tuple[Generation | None, list[int]]:
         """A generation if it is there, and the numbers of all.
@@ -131,7 +157,18 @@ class Ledger:
 
     async def _append(self, lineage: Lineage, entry: Mapping[str, Any]) -> None:
         lineage.last = {key: entry[key] for key in ("time", "result", "reason", "trigger", "seconds")}
-        await self._write(lineage, "audit", lambda: audit.append(self._audit_file, entry))
+        self._lines.setdefault(lineage.name, deque(maxlen=LINES)).append(entry)
+        await self._write_lines(lineage)
+
+    async def _write_lines(self, lineage: Lineage) -> None:
+        lines = self._lines[lineage.name]
+
+        def write() -> None:
+            while lines:
+                audit.append(self._audit_file, lines[0])
+                lines.popleft()
+
+        await self._write(lineage, "audit", write)
 
     async def _write(self, lineage: Lineage, what: str, write: Callable[[], None]) -> bool:
         try:

@@ -73,6 +73,13 @@ class Unsettled:
     said: bool = False
 
 
+_UNWRITTEN = {
+    "refusal": "what was refused or gone back from could not be noted in the state directory",
+    "removal": "older keys could not be removed from the state directory",
+    "audit": "lines of the audit could not be written, and wait",
+}
+
+
 class Lineage:
     """One certificate; see the module."""
 
@@ -92,8 +99,8 @@ class Lineage:
         self.alarmed = False
         self.stage: Stage | None = None
         """The last that was told to the operator."""
-        self.unwritten: set[str] = set()
-        """What the state directory did not take, and was said to be missing there."""
+        self.unwritten: dict[str, str] = {}
+        """What the state directory did not take, and was said to be missing there; why."""
         self.last: Mapping[str, Any] | None = None
         """What the audit says of the last change."""
 
@@ -182,6 +189,9 @@ class Lineage:
             found.append(f"{self.name}: what is served is not what the files hold")
         if self.active.number == 0:
             found.append(f"{self.name}: what is served could not be kept in the state directory")
+        for what, why in self.unwritten.items():
+            if what in _UNWRITTEN:
+                found.append(f"{self.name}: {_UNWRITTEN[what]}: {why}")
         at = stage(self.active.certificate, wall)
         if at in (Stage.LATE, Stage.LAST, Stage.EXPIRED, Stage.NOT_YET):
             found.append(f"{self.name}: the certificate that is served is {at.value.replace('_', ' ')}")

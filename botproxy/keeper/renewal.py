@@ -92,11 +92,14 @@ class Renewals:
         """Go back to an older generation of a certificate; `force`: also when clients would refuse it."""
         return await self._ask(Order("rollback", time.monotonic(), frozenset({name}), force, to))
 
-    async def forget_older(self, names: frozenset[str] | None) -> None:
-        """Remove all generations but the one that is served: their key is in wrong hands."""
-        for lineage in self._lineages:
-            if names is None or lineage.name in names:
-                await self._ledger.forget_others(lineage)
+    async def forget_older(self, names: frozenset[str] | None) -> str:
+        """Remove all generations but the one that is served: their key is in wrong hands.
+
+        Returns what could not be removed, and why; empty when nothing of them is left.
+        """
+        chosen = [each for each in self._lineages if names is None or each.name in names]
+        problems = {each.name: await self._ledger.forget_others(each) for each in chosen}
+        return "; ".join(f"{name}: {problem}" for name, problem in problems.items() if problem)
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -138,11 +141,10 @@ class Renewals:
         self._schedule.ticked(now)
         for lineage in self._lineages:
             vigil.look_at(lineage, now, self._wall())
-            if "refusal" in lineage.unwritten:
-                await self._ledger.go_back(lineage, lineage.active.number)
             if lineage.active.number == 0:
                 number = await self._ledger.keep(lineage, lineage.active, "start")
                 lineage.active = replace(lineage.active, number=number)
+            await self._ledger.retry(lineage)
 
     async def _carry_out(self, order: Order) -> list[Change]:
         chosen = [each for each in self._lineages if order.names is None or each.name in order.names]

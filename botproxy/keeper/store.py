@@ -168,12 +168,22 @@ class Store:
                 _sync(home / str(number))
 
     def forget_others(self, name: str, kept: int) -> None:
-        """Remove every generation but `kept`."""
+        """Remove every generation but `kept` and the one that a rollout has just made current.
+
+        With 0 none is kept. What cannot be removed does not save the others; then OSError is raised.
+        """
         with self._locked(name) as home:
-            for number in self.numbers(name):
-                if number != kept:
-                    shutil.rmtree(home / str(number))
+            stays = {kept, self.current(name)} if kept else set()
+            failed: OSError | None = None
+            for entry in os.listdir(home):
+                if entry.startswith(".new-") or (entry.isdecimal() and int(entry) not in stays):
+                    try:
+                        shutil.rmtree(home / entry)
+                    except OSError as error:
+                        failed = error
             _sync(home)
+        if failed is not None:
+            raise failed
 
     def refuse(self, name: str, refusal: Refusal) -> None:
         """Remember over a restart that the files' content shall not be served."""

@@ -80,23 +80,27 @@ def say_last_good(lineage: Lineage) -> None:
 
 
 def complain_of_disk(lineage: Lineage, what: str, directory: Path, error: OSError) -> None:
-    """`what` did not get into the state directory. Said once until it does."""
+    """`what` did not get into the state directory, or out of it. Said once until it does."""
+    why = error.strerror or str(error)
     data = {
         "certificate": lineage.name,
         "what": what,
         "directory": str(directory),
-        "why": error.strerror or str(error),
+        "why": why,
         "hint": f"see what is wrong: df -h {directory}, ls -ld {directory}",
     }
+    phrase = "a certificate is served, and cannot be written down"
+    if what == "removal":
+        phrase = "the older keys of a certificate cannot be removed"
     if what not in lineage.unwritten:
-        lineage.unwritten.add(what)
-        logger.error("a certificate is served, and cannot be written down", extra={"data": data})
+        logger.error(phrase, extra={"data": data})
+    lineage.unwritten[what] = why
 
 
 def praise_disk(lineage: Lineage, what: str) -> None:
     """The state directory took `what`."""
     if what in lineage.unwritten:
-        lineage.unwritten.remove(what)
+        del lineage.unwritten[what]
         data = {"certificate": lineage.name, "what": what}
         logger.info("a certificate can be written down again", extra={"data": data})
 

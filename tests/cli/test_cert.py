@@ -99,6 +99,16 @@ def test_ticket_keys_that_stay_the_old_ones_are_a_failure(tmp_path: Path):
     assert (ended.code, ended.err) == (0, "")
 
 
+def test_an_old_key_that_stays_on_disk_is_a_failure(tmp_path: Path):
+    removal = "site0: 1: Permission denied\x1b[2J"
+    ended, _ = told(tmp_path, answer("active", rotation="", removal=removal), *RELOAD, "--compromised")
+    assert ended.code == 1
+    error, hint = ended.err.splitlines()
+    assert error.startswith("botproxy: error: the old key is still in the state directory: site0: 1: ")
+    assert "\x1b" not in error
+    assert "tried again" in hint
+
+
 def test_without_wait_nothing_is_known_yet(tmp_path: Path):
     ended, _ = told(tmp_path, {"taken": True}, "cert", "reload", status=202)
     assert (ended.code, ended.err) == (0, "")

@@ -207,13 +207,18 @@ def test_a_full_disk_keeps_no_certificate_from_being_served(
         said = [line for line in front.log.lines if "cannot be written down" in line]
         assert len(said) == 2, "the generation and the audit, once each"
         assert all('why="No space left on device"' in line for line in said)
-        [trouble] = front.ask("/-/ready")["degraded"]
-        assert "could not be kept" in trouble
+        kept, audit = front.ask("/-/ready")["degraded"]
+        assert "could not be kept" in kept
+        assert "audit" in audit
         assert sorted(os.listdir(small_disk / "certs/site")) == ["1", "current"]
         fill.unlink()
         front.reload()  # a look at everything, as time brings one by itself
         wait_consistent(front, issued)
-        assert any("can be written down again" in line for line in front.log.lines)
+        front.log.wait_for(lambda line: "can be written down again" in line and "what=generation" in line)
+        front.log.wait_for(lambda line: "can be written down again" in line and "what=audit" in line)
+        assert front.ask("/-/ready")["degraded"] == []
+        audited = map(json.loads, (small_disk / "audit.jsonl").read_text().splitlines())
+        assert [line["trigger"] for line in audited] == ["start", "event", "event", "event"]
     finally:
         front.stop()
 

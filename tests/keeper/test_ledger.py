@@ -14,7 +14,7 @@ import pytest
 
 from botproxy.config import schema
 from botproxy.keeper.boot import restore
-from botproxy.keeper.ledger import Ledger
+from botproxy.keeper.ledger import LINES, Ledger
 from botproxy.keeper.lineage import Lineage
 from botproxy.keeper.rollout import Rollout
 from botproxy.keeper.schedule import Order
@@ -25,6 +25,7 @@ from tests.keeper.conftest import active, lineage, no_room
 REFUSAL = Refusal("ab", "rolled_back", "the listener shows another", "see", NOW.isoformat(), final=True)
 FAILED = "a certificate is served, and cannot be written down"
 RECOVERED = "a certificate can be written down again"
+KEY_STAYS = "the older keys of a certificate cannot be removed"
 
 
 @pytest.fixture
@@ -58,6 +59,23 @@ def broken(store: Store) -> Callable[[bool], None]:
             audit.rmdir()
 
     return be
+
+
+def audited(store: Store) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (store.directory.parent / "audit.jsonl").read_text().splitlines()]
+
+
+def mislaid(store: Store, number: int) -> Callable[[], None]:
+    """A generation that cannot be removed: it lies elsewhere, behind a link. Call it to end that."""
+    place, elsewhere = store.directory / "site" / str(number), store.directory / "elsewhere"
+    place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+
+    def end() -> None:
+        place.unlink()
+        elsewhere.rename(place)
+
+    return end
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -261,7 +279,82 @@ def test_nothing_that_cannot_be_written_is_an_error_for_the_caller(
 
     broken(True)
     asyncio.run(story())
-    assert messages(caplog) == [FAILED]
+    assert messages(caplog) in ([FAILED], [KEY_STAYS])
+
+
+def test_lines_of_the_audit_wait_for_the_disk_in_their_order(
+    ledger: Ledger, store: Store, site: Lineage, broken: Callable[[bool], None]
+):
+    def say(reason: str) -> None:
+        order = Order("event", 1.0)
+        asyncio.run(ledger.audit(site, "rejected", site.active, site.active, order, NOW, reason))
+
+    keep(ledger, site)
+    store.directory.rename(store.directory.parent / "away")
+    broken(True)
+    for number in range(LINES + 3):
+        say(str(number))
+    [trouble] = site.troubles(0.0, NOW)
+    assert "audit" in trouble
+    asyncio.run(ledger.retry(site))
+    assert [trouble] == site.troubles(0.0, NOW)
+    broken(False)
+    asyncio.run(ledger.retry(site))
+    say("new")
+    reasons = [line["reason"] for line in audited(store)]
+    assert reasons == [str(number) for number in range(3, LINES + 3)] + ["new"]
+    assert site.troubles(0.0, NOW) == []
+    asyncio.run(ledger.retry(site))
+    assert len(audited(store)) == LINES + 1
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_refusal_waits_for_the_disk_as_it_is_by_then(
+    ledger: Ledger, store: Store, site: Lineage, forgotten: bool
+):
+    keep(ledger, site, times=2)
+    home = store.directory / "site"
+    home.rename(store.directory / "away")
+    home.touch()
+    site.refusal, site.active = REFUSAL, replace(site.active, number=1)
+    asyncio.run(ledger.go_back(site, 1, rolled_back=2))
+    [refused, trouble] = site.troubles(0.0, NOW)
+    assert "refused" in refused
+    assert "state directory" in trouble
+    if forgotten:
+        site.refusal = None
+        asyncio.run(ledger.forget_refusal(site))
+    home.unlink()
+    (store.directory / "away").rename(home)
+    store.refuse("site", replace(REFUSAL, digest="an older one"))
+    asyncio.run(ledger.retry(site))
+    assert store.current("site") == 1
+    assert store.refusal("site") == (None if forgotten else REFUSAL)
+    generation = store.read("site", 2)
+    assert generation is not None
+    assert generation.is_rolled_back
+    assert not site.unwritten
+
+
+def test_a_key_that_cannot_be_removed_is_told_and_tried_again(
+    ledger: Ledger, store: Store, site: Lineage, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "botproxy")
+    keep(ledger, site, times=4)
+    end = mislaid(store, 1)
+    assert "symbolic link" in asyncio.run(ledger.forget_others(site))
+    assert store.numbers("site") == [1, 4], "the others are gone all the same"
+    assert messages(caplog) == [KEY_STAYS]
+    [trouble] = site.troubles(0.0, NOW)
+    assert trouble.startswith("site: older keys could not be removed from the state directory: ")
+    asyncio.run(ledger.retry(site))
+    assert (messages(caplog), site.troubles(0.0, NOW)) == ([], [trouble])
+    end()
+    asyncio.run(ledger.retry(site))
+    assert store.numbers("site") == [4]
+    assert site.troubles(0.0, NOW) == []
+    assert messages(caplog) == [RECOVERED]
+    assert asyncio.run(ledger.forget_others(site)) == ""
 
 
 def test_a_pointer_that_the_disk_does_not_take_is_not_called_kept(

@@ -136,6 +136,22 @@ def test_all_but_the_current_one_are_forgotten_on_demand(store: Store):
     assert served(store) == [2]
 
 
+def test_what_a_rollout_is_about_to_serve_is_not_forgotten_with_the_others(store: Store):
+    keep(store, 3)
+    store.forget_others("site", 2)
+    assert store.numbers("site") == [2, 3]
+    store.forget_others("site", 0)
+    assert store.numbers("site") == []
+
+
+def test_what_a_crash_left_behind_is_forgotten_with_the_others(store: Store):
+    """There may be a key in it."""
+    keep(store, 2)
+    (store.directory / "site" / ".new-4711").mkdir()
+    store.forget_others("site", 2)
+    assert entries(store) == {"2", "current"}
+
+
 # Half of something
 
 
