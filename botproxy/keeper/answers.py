@@ -1,7 +1,7 @@
 """What the admin endpoint answers: the table of questions and orders.
 
     GET  /-/live           the keeper runs
-    GET  /-/ready          200 when every worker serves the current certificates, else 503
+    GET  /-/ready          200 when in every slot a worker serves the current certificates, else 503
     GET  /-/certificates   everything about every certificate
     POST /-/reload         look at the files now    ?name=N&force=1&compromised=1&wait=1
     POST /-/rollback       an older generation      ?name=N&to=7&force=1

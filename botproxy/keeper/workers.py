@@ -89,8 +89,9 @@ class Workers:
         return bool(present) and all(worker.serving == self.current.set for worker in present)
 
     def serves_all(self, slots: int) -> bool:
-        """Whether there is a worker in each of `slots` slots, and everybody serves the current set."""
-        return self.all_serve and {worker.slot for worker in self._present.values()} >= set(range(slots))
+        """Whether in each of `slots` slots a worker serves the current set, whoever is to follow it there."""
+        serving = {worker.slot for worker in self._present.values() if worker.serving == self.current.set}
+        return serving >= set(range(slots))
 
     def join(self, slot: int, pid: int, sock: socket.socket) -> None:
         """A worker is there; `sock` is the keeper's end of its channel, closed at its end."""

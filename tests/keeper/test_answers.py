@@ -137,7 +137,7 @@ def write_key(config: Config, issued: Issued, index: int = 0) -> None:
 # Questions
 
 
-def test_it_is_ready_while_every_worker_serves_the_current_set(double: Config):
+def test_it_is_ready_while_every_slot_has_a_worker_that_serves_the_current_set(double: Config):
     async def story(house: House) -> None:
         status, answer = await house.get("/-/ready")
         current = house.workers.current.set
@@ -157,13 +157,20 @@ def test_it_is_ready_while_every_worker_serves_the_current_set(double: Config):
             ],
         }
         assert [each["name"] for each in answer["certificates"]] == ["a", "c"]
-        house.crew.hire(71, 1).join(house.workers)  # and serves nothing yet
+        newcomer = house.crew.hire(71).join(house.workers)  # and serves nothing yet
         status, answer = await house.get("/-/ready")
-        assert (status, answer["ready"]) == (503, False)
+        assert (status, answer["ready"]) == (200, True)
         assert answer["workers"] == [
             {"slot": 0, "pid": 70, "set": current},
-            {"slot": 1, "pid": 71, "set": None},
+            {"slot": 0, "pid": 71, "set": None},
         ]
+        house.crew.members[0].leave()
+        await house.until(lambda: len(house.workers.present) == 1)
+        status, answer = await house.get("/-/ready")
+        assert (status, answer["ready"]) == (503, False)
+        await asyncio.to_thread(newcomer.enrol)
+        await house.until(lambda: house.workers.all_serve)
+        assert (await house.get("/-/ready"))[0] == 200
         assert await house.get("/-/live") == (200, {"live": True})
 
     tell(double, story)

@@ -137,7 +137,9 @@ class House:
             time.sleep(0.01)
 
     def is_ready(self) -> bool:
-        return self.ask("/-/ready")[0] == 200
+        """And every worker serves the same."""
+        status, report = self.ask("/-/ready")
+        return status == 200 and len({worker["set"] for worker in report["workers"]}) == 1
 
     def audit(self) -> list[dict[str, Any]]:
         file = self.store.directory.parent / "audit.jsonl"

@@ -90,6 +90,32 @@ def test_two_workers_of_a_slot_are_two_workers(one: Issued):
     tell(story, one)
 
 
+def test_a_newcomer_takes_nothing_from_a_slot_that_is_served(one: Issued, two: Issued):
+    """While new ticket keys come in every slot has one that serves and one that does not yet."""
+
+    async def story(workers: Workers, everybody: Crew) -> None:
+        old = [everybody.hire(70 + slot, slot).join(workers) for slot in (0, 1)]
+        for worker in old:
+            assert not workers.serves_all(2)
+            await asyncio.to_thread(worker.enrol)
+        await until(workers, lambda: workers.serves_all(2))
+        new = [everybody.hire(80 + slot, slot).join(workers) for slot in (0, 1)]
+        assert workers.serves_all(2)
+        assert not workers.all_serve, "a rollout waits for everybody"
+        old[1].leave()
+        await until(workers, lambda: len(workers.present) == 3)
+        assert not workers.serves_all(2), "the newcomer of this slot serves nothing yet"
+        await asyncio.to_thread(new[1].enrol)
+        await until(workers, lambda: workers.serves_all(2))
+        assert not workers.serves_all(3)
+        before = workers.current
+        workers.make_current(offer(two))
+        workers.withdraw(before)
+        assert not workers.serves_all(2), "what they serve is not the current set"
+
+    tell(story, one)
+
+
 def test_the_end_of_an_earlier_process_with_the_same_number_is_not_the_end_of_the_later_one(one: Issued):
     async def story(workers: Workers, everybody: Crew) -> None:
         earlier = everybody.hire(70).join(workers)
