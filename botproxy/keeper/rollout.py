@@ -21,6 +21,8 @@ from botproxy.keeper.workers import Offer, Workers
 
 PREPARE_PATIENCE = 5.0
 """Seconds in which a worker loads and proves a set; it takes milliseconds."""
+PREPARE_EACH = 0.1
+"""Seconds more for each certificate: all may be new, and RSA with 4096 bits takes 20 ms where it is fast."""
 COMMIT_PATIENCE = 5.0
 REPLACED_PATIENCE = 20.0
 """Seconds in which the replacement of a worker serves."""
@@ -111,7 +113,7 @@ class Roller:
                 worker.prepared == offer.set for worker in crew_there
             )
 
-        await workers.until(answered, PREPARE_PATIENCE)
+        await workers.until(answered, PREPARE_PATIENCE + PREPARE_EACH * len(offer.handed))
         for worker in crew:
             if worker.has_refused(offer.set) and worker.refused is not None:
                 rollout.result, rollout.reason = "refused", worker.refused.reason

@@ -1,6 +1,6 @@
 """The worker's end of the certificate channel.
 
-Takes what the keeper hands over, loads and proves the whole set beside the one in
+Takes what the keeper hands over, loads and proves what is new in it beside the set in
 use, and flips a single reference when told to. A set that cannot be loaded is
 refused with the reason, and what was served before goes on being served. It also knows
 from which ports the keeper's probes come, and says when one was met.
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from botproxy.control import channel, packets
 from botproxy.control.channel import Commit, Expect, Expecting, Met, Prepare, Prepared, Refused, Serving
 from botproxy.tls.context import CertificateSet, Handed, Served
-from botproxy.tls.proof import ProofFailed, prove
+from botproxy.tls.proof import ProofFailed, prove, prove_selection
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,11 @@ class Handover:
 
     def _stage(self) -> None:
         try:
-            staged = CertificateSet.load(self._arriving, self._strict)
-            prove(staged, self._listener)
+            # Clients wait meanwhile: what is served already is neither loaded nor proven again.
+            known = self._current.each() if self._current is not None else []
+            staged = CertificateSet.load(self._arriving, self._strict, known)
+            prove(staged, self._listener, proven=known)
+            prove_selection(staged)
         except (ProofFailed, OSError) as error:  # ssl.SSLError is an OSError
             self._say(Refused(self._set, str(error)))
             return

@@ -13,10 +13,11 @@ server-name callback asks `CertificateSet.select`.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from botproxy.config import schema
@@ -49,6 +50,8 @@ class Served:
     names: tuple[str, ...]
     fingerprints: frozenset[str]
     """SHA-256 of the leaves: one for each key type."""
+    content: tuple[bytes, ...] = field(repr=False)
+    """SHA-256 of everything that was loaded, chains and keys."""
 
 
 def listener_context(tls: schema.Tls) -> ssl.SSLContext:
@@ -111,17 +114,24 @@ class CertificateSet:
     strict: bool
 
     @classmethod
-    def load(cls, handed: Sequence[Handed], strict: bool) -> CertificateSet:
+    def load(cls, handed: Sequence[Handed], strict: bool, known: Sequence[Served] = ()) -> CertificateSet:
         """The set of `handed`, in the order of the configuration; their fds may be closed afterwards.
+
+        What is in `known` already, to the last byte, is taken from there: one renewal among many
+        certificates costs what one costs.
 
         For each name the first certificate of each key type that covers it is served, one that holds
         the very name before one with a wildcard. Raises ssl.SSLError as `certificate_context` does.
         """
         loaded: dict[tuple[int, ...], Served] = {}
+        by_content = {served.content: served for served in known}
+        contents = [_content(each.fd) for each in handed]
 
         def serve(positions: tuple[int, ...]) -> Served:
             if positions not in loaded:
-                loaded[positions] = _serve([handed[position] for position in positions])
+                content = tuple(contents[position] for position in positions)
+                pairs = [handed[position] for position in positions]
+                loaded[positions] = _serve(pairs, content, by_content.get(content))
             return loaded[positions]
 
         names = dict.fromkeys(name for certificate in handed for name in certificate.names)
@@ -187,10 +197,16 @@ def _positions(handed: Sequence[Handed], name: str) -> tuple[int, ...]:
     return tuple(sorted(chosen.values()))
 
 
-def _serve(pairs: Sequence[Handed]) -> Served:
-    return Served(
-        context=certificate_context([pair.fd for pair in pairs]),
-        hsts=all(pair.hsts for pair in pairs),
-        names=tuple(dict.fromkeys(name for pair in pairs for name in pair.names)),
-        fingerprints=frozenset(pair.fingerprint for pair in pairs),
-    )
+def _serve(pairs: Sequence[Handed], content: tuple[bytes, ...], known: Served | None) -> Served:
+    """What serves `pairs`: `known`, if it holds the same and the same is said of it."""
+    hsts = all(pair.hsts for pair in pairs)
+    names = tuple(dict.fromkeys(name for pair in pairs for name in pair.names))
+    fingerprints = frozenset(pair.fingerprint for pair in pairs)
+    if known is not None and (known.hsts, known.names, known.fingerprints) == (hsts, names, fingerprints):
+        return known
+    context = certificate_context([pair.fd for pair in pairs])
+    return Served(context, hsts, names, fingerprints, content)
+
+
+def _content(fd: int) -> bytes:
+    return hashlib.sha256(os.pread(fd, os.fstat(fd).st_size, 0)).digest()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from botproxy.tls.context import CertificateSet
+from botproxy.tls.context import CertificateSet, Served
 
 WILDCARD_LABEL = "botproxy-probe"
 """What is asked for where a certificate has a wildcard."""
@@ -28,18 +28,29 @@ class ProofFailed(Exception):
     """A context that does not complete a handshake, or serves another certificate than it should."""
 
 
-def prove(certificates: CertificateSet, listener: ssl.SSLContext, *, every_name: bool = False) -> None:
-    """Shake hands with everything in `certificates`; raises ProofFailed unless each works as it says."""
+def prove(
+    certificates: CertificateSet,
+    listener: ssl.SSLContext,
+    *,
+    every_name: bool = False,
+    proven: Sequence[Served] = (),
+) -> None:
+    """Shake hands with everything in `certificates`; raises ProofFailed unless each works as it says.
+
+    What is in `proven` is not asked again.
+    """
     for served in certificates.each():
+        if served in proven:
+            continue
         name = next((n for n in served.names if is_askable(n)), None)
         fingerprints = probe(listener, served.context, name)
         if fingerprints != served.fingerprints:
             raise ProofFailed(f"the certificate of {name} is served as {sorted(fingerprints)}")
-    for host in certificates.hosts() if every_name else ():
-        name = askable(host)
-        chosen = certificates.wildcards[host[2:]] if host.startswith("*.") else certificates.exact[host]
-        if certificates.select(name) is not chosen:
-            raise ProofFailed(f"the name {host} is served another certificate")
+    if not every_name:
+        return
+    prove_selection(certificates)
+    for host in certificates.hosts():
+        name, chosen = askable(host), _chosen(certificates, host)
         for version in _versions(listener):
             try:
                 found = shake(
@@ -49,6 +60,13 @@ def prove(certificates: CertificateSet, listener: ssl.SSLContext, *, every_name:
                 raise ProofFailed(f"a TLS handshake for {host} fails ({error.reason})") from None
             if found not in chosen.fingerprints:
                 raise ProofFailed(f"the name {host} is served as {found}")
+
+
+def prove_selection(certificates: CertificateSet) -> None:
+    """Ask for every name, without a handshake; raises ProofFailed unless each leads to its certificate."""
+    for host in certificates.hosts():
+        if certificates.select(askable(host)) is not _chosen(certificates, host):
+            raise ProofFailed(f"the name {host} is served another certificate")
 
 
 def probe(listener: ssl.SSLContext, context: ssl.SSLContext, server_name: str | None) -> frozenset[str]:
@@ -175,6 +193,10 @@ def fingerprint(connection: ssl.SSLObject | ssl.SSLSocket) -> str:
 
 
 # Private
+
+
+def _chosen(certificates: CertificateSet, host: str) -> Served:
+    return certificates.wildcards[host[2:]] if host.startswith("*.") else certificates.exact[host]
 
 
 def _versions(listener: ssl.SSLContext) -> list[ssl.TLSVersion]:

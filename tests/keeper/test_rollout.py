@@ -202,6 +202,26 @@ def test_a_worker_that_falls_silent_is_replaced_and_its_successor_serves_the_new
     tell(story, old)
 
 
+def test_many_certificates_may_take_longer(old: Issued, new: Issued, monkeypatch: pytest.MonkeyPatch):
+    hurry(monkeypatch, "PREPARE_PATIENCE")
+    monkeypatch.setattr(rollout, "PREPARE_EACH", PATIENCE)
+
+    async def story(scene: Scene) -> None:
+        worker = await scene.enrolled(70, listens=False)
+        made = offer(old, new)
+        rolling = asyncio.create_task(scene.roll(made))
+        await asyncio.to_thread(worker.take)
+        await asyncio.wait([rolling], timeout=2 * BRIEF)
+        assert not rolling.done()
+        worker.say(Prepared(made.set))
+        worker.work()
+        assert (await rolling).result == "unverified"  # there is no listener
+        assert scene.replaced == []
+        scene.is_settled(made)
+
+    tell(story, old)
+
+
 def test_when_nobody_prepares_nothing_is_changed(old: Issued, new: Issued, monkeypatch: pytest.MonkeyPatch):
     hurry(monkeypatch, "PREPARE_PATIENCE")
 

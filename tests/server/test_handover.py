@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 
 import pytest
 
@@ -15,6 +18,7 @@ from botproxy.control import channel, packets
 from botproxy.control.channel import Commit, Expect, Expecting, Met, Prepare, Prepared, Refused, Serving
 from botproxy.server.handover import Handover
 from botproxy.tls.context import Handed, hand, listener_context, sealed_memfd
+from tests import certs
 from tests.certs import Authority, Issued
 from tests.keeper.crew import kept_memfds
 
@@ -135,6 +139,77 @@ def test_the_next_set_takes_the_place_of_the_first_and_the_worker_begins_only_on
         assert await told.hear() == Serving("second", (two.fingerprint,))
         assert told.shows(None) == {two.fingerprint}
         assert told.begun == 1
+
+    tell(story)
+
+
+@contextmanager
+def handshakes() -> Iterator[Callable[[], int]]:
+    """How often this thread asks OpenSSL to go on with one."""
+    steps = 0
+
+    def count(_: FrameType, event: str, called: object) -> None:
+        nonlocal steps
+        if event == "c_call" and getattr(called, "__name__", "") == "do_handshake":
+            steps += 1
+
+    sys.setprofile(count)
+    try:
+        yield lambda: steps
+    finally:
+        sys.setprofile(None)
+
+
+def test_only_what_is_new_is_proven_however_many_there_are(ca: Authority, one: Issued, two: Issued):
+    """Clients wait meanwhile, and each renewal of one of many brings all of them again."""
+
+    async def renewal(others: int) -> int:
+        told = Told(strict_sni=False)
+        sites = [ca.issue(f"{number}.test") for number in range(others)]
+        try:
+            await told.serve("first", *sites, one)
+            kept = [told.handover.select(f"{number}.test") for number in range(others)]
+            with handshakes() as steps:
+                await told.serve("second", *sites, two)
+                needed = steps()
+            assert told.shows("b.test") == {two.fingerprint}
+            again = [told.handover.select(f"{number}.test") for number in range(others)]
+            assert all(now is before for now, before in zip(again, kept, strict=True))
+            with handshakes() as steps:
+                await told.serve("second", *sites, two)  # a keeper that was replaced says it again
+                assert steps() == 0
+        finally:
+            told.stop()
+            told.sock.close()
+        return needed
+
+    counts = [asyncio.run(renewal(others)) for others in (1, 8)]
+    assert counts[0] == counts[1] > 0
+
+
+def test_what_differs_in_anything_is_new(ca: Authority):
+    """The same leaf with other intermediates, or beside another one."""
+    ecdsa, rsa = ca.issue("a.test"), ca.issue("a.test", key=certs.rsa_key())
+
+    async def story(told: Told) -> None:
+        seen = []
+        for number, sites in enumerate(([ecdsa], [ecdsa.with_chain(ecdsa.leaf)], [ecdsa, rsa], [ecdsa])):
+            await told.serve(str(number), *sites)
+            served = told.handover.select("a.test")
+            assert served is not None
+            assert served.fingerprints == {site.fingerprint for site in sites}
+            seen.append(served.context)
+        assert len(set(map(id, seen))) == len(seen)
+
+    tell(story)
+
+
+def test_what_is_known_and_said_to_be_something_else_is_refused(one: Issued, two: Issued):
+    async def story(told: Told) -> None:
+        await told.serve("first", one, two)
+        told.hand("second", one, replace(hand(two.certificate), fingerprint="0" * 64))
+        assert isinstance(await told.hear(), Refused)
+        assert told.shows("b.test") == {two.fingerprint}
 
     tell(story)
 
