@@ -2,9 +2,9 @@
 
 A renewal must not make things worse. While the current certificate is fine, a new one
 is refused that has an error the current one has not (`tls.rules`: expired, chain broken,
-must-staple and the like), that lost a name, that public clients trust less, or that
-looks like an old copy of the same key. Whoever knows better overrides all of it, except
-what no client could be served with.
+must-staple and the like), that lost a name or the upper part of its chain, that public
+clients trust less, or that looks like an old copy of the same key. Whoever knows better
+overrides all of it, except what no client could be served with.
 
 Pure: values and `now` in, findings out. Before: `tls.rules`. After: `keeper.renewal`.
 """
@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 
-from botproxy.tls.certificates import Certificate
+from botproxy.tls.certificates import Certificate, common_name
 from botproxy.tls.rules import Finding, examine, is_staging, is_trusted
 
 EARLIER = timedelta(days=1)
@@ -42,7 +42,13 @@ def objections(
         return unservable
     known = {(f.rule, f.severity) for f in examine(current, now, (), trusted_roots)}
     worse = [f for f in found if f.severity == "error" and (f.rule, f.severity) not in known]
-    return [*worse, *_names(new, current), *_trust(new, current, trusted_roots), *_end(new, current)]
+    return [
+        *worse,
+        *_chain(new, current, now, trusted_roots),
+        *_names(new, current),
+        *_trust(new, current, trusted_roots),
+        *_end(new, current),
+    ]
 
 
 def is_fine(certificate: Certificate, now: datetime) -> bool:
@@ -54,6 +60,35 @@ def is_fine(certificate: Certificate, now: datetime) -> bool:
 
 
 _FORCE = "if it is meant so: botproxy cert reload --force"
+
+
+def _chain(
+    new: Certificate,
+    current: Certificate,
+    now: datetime,
+    trusted_roots: Sequence[x509.Certificate] | None,
+) -> Iterator[Finding]:
+    """The way up that the current chain shows and the new one breaks off.
+
+    Of a CA that this system does not know nobody can say where its clients' trust begins; but what
+    they got until now was enough. Without any intermediate it is an error by itself (`tls.rules`).
+    """
+    if not new.intermediates or (trusted_roots is not None and is_trusted(new, trusted_roots)):
+        return
+    has = {certificate.subject for certificate in new.found}
+    provided = {
+        c.subject for c in current.intermediates if c.not_valid_before_utc <= now < c.not_valid_after_utc
+    }
+    for end in new.intermediates:
+        if end.issuer in provided - has:
+            yield Finding(
+                "missing_intermediate",
+                "error",
+                f'its chain ends with "{common_name(end.subject)}"; the issuer "{common_name(end.issuer)}", '
+                "which the current chain has, is not in the file: clients that know only the root refuse it",
+                f"name the file with all intermediates; {_FORCE}",
+            )
+            return
 
 
 def _names(new: Certificate, current: Certificate) -> Iterator[Finding]:

@@ -216,6 +216,26 @@ def test_what_is_worse_is_refused_by_its_rule_until_it_is_forced(
         assert served(front, "localhost", anyone) == worse.leaf
 
 
+@pytest.mark.parametrize("renewed", [False, True], ids=["the same certificate", "a renewed one"])
+def test_a_chain_that_lost_its_upper_intermediate_is_refused(
+    start: Start, bot: Bot, tmp_path: Path, renewed: bool
+) -> None:
+    """Of a private CA, whose root this system does not know; its clients do."""
+    own = certs.root("Own").intermediate("Upper").intermediate("Lower")
+    good = own.issue("localhost")
+    site = RenameOver(tmp_path / "site", good)
+    front = start(bot.url, certificates=[site.entry], admin=None)
+    worse = own.issue("localhost") if renewed else good
+    site.renew(worse.with_chain(*worse.chain[:-1]))
+    line = front.log.wait_for(lambda line: "the new certificate is refused" in line)
+    assert "rule=missing_intermediate " in line
+    assert served(front, "localhost", own.trust()) == good.leaf
+    mended = own.issue("localhost")
+    site.renew(mended)
+    wait_served(front, mended)
+    assert served(front, "localhost", own.trust()) == mended.leaf
+
+
 def test_allow_regression_takes_over_what_is_worse(
     start: Start, bot: Bot, ca: Authority, trust: ssl.SSLContext, tmp_path: Path
 ) -> None:

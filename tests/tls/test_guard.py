@@ -138,6 +138,66 @@ def test_another_error_than_the_current_ones_is_refused(ca: Authority):
     assert rules(staple, both) == []
 
 
+# The chain
+
+
+def two_above() -> Authority:
+    """A private CA of which a server sends two intermediates: what issues, and what is below the root."""
+    return certs.root("Own").intermediate("Upper").intermediate("Lower")
+
+
+def cut(issued: Issued) -> Issued:
+    return issued.with_chain(*issued.chain[:-1])
+
+
+@pytest.mark.parametrize("roots", [None, [certs.root("Elsewhere").certificate]], ids=["unknown", "others"])
+def test_a_chain_may_not_stop_short_of_an_issuer_that_the_current_one_provides(
+    roots: list[x509.Certificate] | None,
+):
+    ca = two_above()
+    current = ca.issue("a.test")
+    assert rules(cut(current), current, roots=roots) == ["missing_intermediate"]
+    assert rules(cut(ca.issue("a.test")), current, roots=roots) == ["missing_intermediate"]
+    assert rules(cut(cut(current)), current, roots=roots) == ["missing_intermediate"]
+    assert rules(cut(current), current, roots=roots, forced=True) == []
+    [finding] = objections(cut(current).certificate, current.certificate, NOW, roots)
+    assert '"Upper"' in finding.sentence
+    assert "--force" in finding.fix
+
+
+def test_a_chain_from_another_issuer_may_not_stop_short_either():
+    upper = certs.root("Own").intermediate("Upper")
+    current = upper.intermediate("Lower").issue("a.test")
+    other = upper.intermediate("Other Lower").issue("a.test")
+    assert rules(cut(other), current) == ["missing_intermediate"]
+    assert rules(other, current) == []
+
+
+def test_a_chain_is_as_good_without_what_nobody_needs():
+    ca = two_above()
+    assert ca.root is not None
+    current = ca.issue("a.test")
+    # The root is not sent, so it is not missed; and whoever has the issuer needs no copy of it.
+    assert rules(current, current.with_chain(*current.chain, ca.root)) == []
+    assert rules(cut(current), current, roots=[current.chain[-1]]) == []
+    # Nothing is lost by what was missing before, and nothing by another way up.
+    assert rules(cut(current), cut(current)) == []
+    assert rules(certs.root("New").intermediate("New Lower").issue("a.test"), current) == []
+
+
+def test_an_upper_intermediate_that_has_expired_is_not_missed():
+    root = certs.root("Old")
+    key = certs.ecdsa_key()
+    crossed = certs.build(
+        "Upper", key, issuer=root.certificate, signer=root.key, not_after=NOW - DAY, ca=True
+    )
+    current = Authority(crossed, key, (crossed,)).intermediate("Lower").issue("a.test")
+    assert rules(cut(current), current) == []
+
+
+# Warnings
+
+
 def test_a_warning_is_no_objection(ca: Authority):
     odd = ca.issue("a.test", not_before=NOW - 89 * DAY, not_after=NOW + DAY)
     assert rules(odd.with_chain(*reversed(odd.chain)), ca.issue("a.test")) == []
