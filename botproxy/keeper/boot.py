@@ -61,15 +61,16 @@ def restore(generation: Generation, entry: Entry) -> Active | None:
     source = generation.meta.get("source")
     if source != {"chain": entry.chain, "key": entry.key}:
         return None
+    password = generation.password if generation.password is not None else read_password(entry)
     try:
-        pair = Pair(generation.chain, generation.key, read_password(entry), ())
+        pair = Pair(generation.chain, generation.key, password, ())
         certificate = parse_pair(entry, "", pair)
         since = datetime.fromisoformat(generation.meta["accepted"])
     except (ConfigError, KeyError, ValueError, TypeError):
         return None
     if not certificate.key_matches:
         return None
-    return Active(certificate, pair.chain, pair.key, pair.digest, generation.number, since)
+    return Active(certificate, pair.chain, pair.key, pair.digest, generation.number, since, password=password)
 
 
 def refusal_of(finding: Finding, digest: str, now: datetime) -> Refusal:
@@ -103,7 +104,7 @@ def _begin(
         certificate, last.certificate if last else None, now, listener, forced=entry.allow_regression
     )
     if finding is None:
-        active = Active(certificate, pair.chain, pair.key, pair.digest, 0, now, pair.findings)
+        active = Active(certificate, pair.chain, pair.key, pair.digest, 0, now, pair.findings, pair.password)
         return Lineage(index, name, entry, active)
     if last is None:
         raise ConfigError([Problem(entry.chain, path, finding.sentence, finding.fix)])

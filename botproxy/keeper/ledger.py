@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from botproxy.keeper import audit, vigil
+from botproxy.keeper.boot import restore
 from botproxy.keeper.lineage import Active, Lineage, describe
 from botproxy.keeper.rollout import Rollout
 from botproxy.keeper.schedule import Order
@@ -55,10 +56,25 @@ class Ledger:
 
         def keep() -> None:
             nonlocal number
-            number = self._store.keep(lineage.name, new.chain, new.key, meta)
+            number = self._store.keep(lineage.name, new.chain, new.key, meta, new.password)
 
         await self._write(lineage, "generation", keep)
         return number
+
+    async def add_passwords(self, lineage: Lineage) -> None:
+        """Keep the password of the files with the generations of an earlier botproxy that it opens."""
+        if lineage.entry.password_file is None:
+            return
+
+        def add() -> None:
+            for number in self._store.numbers(lineage.name):
+                generation = self._store.read(lineage.name, number)
+                if generation is not None and generation.password is None:
+                    restored = restore(generation, lineage.entry)
+                    if restored is not None and restored.password is not None:
+                        self._store.add_password(lineage.name, number, restored.password)
+
+        await self._write(lineage, "password", add)
 
     async def go_back(self, lineage: Lineage, number: int, *, rolled_back: int = 0) -> None:
         """The last good one is generation `number` again, and what the files hold stays refused.
@@ -95,6 +111,8 @@ class Ledger:
             await self.go_back(lineage, lineage.active.number)
             if lineage.refusal is None and "refusal" not in lineage.unwritten:
                 await self.forget_refusal(lineage)
+        if "password" in lineage.unwritten:
+            await self.add_passwords(lineage)
         if "removal" in lineage.unwritten:
             await self.forget_others(lineage)
         if "audit" in lineage.unwritten:

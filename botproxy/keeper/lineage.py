@@ -49,6 +49,8 @@ class Active:
     since: datetime
     remarks: tuple[Finding, ...] = ()
     """What was odd about the files, whatever they hold."""
+    password: bytes | None = field(default=None, repr=False)
+    """What opens `key`, if it is encrypted."""
 
     def respelled(self, certificate: Certificate, pair: Pair) -> Active:
         """The same, which the files hold in other words now."""
@@ -59,6 +61,7 @@ class Active:
             key=pair.key,
             digest=pair.digest,
             remarks=pair.findings,
+            password=pair.password,
         )
 
 
@@ -74,6 +77,7 @@ class Unsettled:
 
 
 _UNWRITTEN = {
+    "password": "what opens older generations could not be kept in the state directory",
     "refusal": "what was refused or gone back from could not be noted in the state directory",
     "removal": "older keys could not be removed from the state directory",
     "audit": "lines of the audit could not be written, and wait",

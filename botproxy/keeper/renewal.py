@@ -105,6 +105,7 @@ class Renewals:
         """Until it is cancelled."""
         await self._keep_vigil()
         for lineage in self._lineages:
+            await self._ledger.add_passwords(lineage)
             await self._ledger.audit_start(lineage, self._wall())
         while True:
             order = await self._next()
@@ -220,7 +221,9 @@ class Renewals:
             forced=order.force or lineage.entry.allow_regression,
         )
         order.spent = {"noticing": now - order.since, "validating": time.monotonic() - now}
-        new = Active(certificate, pair.chain, pair.key, pair.digest, 0, self._wall(), pair.findings)
+        new = Active(
+            certificate, pair.chain, pair.key, pair.digest, 0, self._wall(), pair.findings, pair.password
+        )
         if finding is not None:
             return await self._refuse(lineage, new, finding, order)
         return await self._roll_out(lineage, new, order)
@@ -347,6 +350,8 @@ class Renewals:
         if older is None:
             what = "no other one before" if order.to is None else f"no generation {order.to} of these files"
             says = f"{what} is kept (there are: {', '.join(map(str, numbers)) or 'none'})"
+            if generation is not None:
+                says = f"generation {generation.number} cannot be used (other files, or another password)"
             return Change(lineage.name, "failed", lineage.active.number, "no_generation", says)
         if older.certificate.is_same(lineage.active.certificate):
             return Change(lineage.name, "unchanged", lineage.active.number)

@@ -1,14 +1,17 @@
 """Every certificate that was accepted, on disk, and which one is the last good.
 
     CERTS/NAME/7/{fullchain.pem,privkey.pem,meta.json}   a generation, never changed
+    CERTS/NAME/7/password                                what opens its key, if that is encrypted
     CERTS/NAME/7/rolled_back                             a mark: it was served, and given up
     CERTS/NAME/current -> 7                              replaced by rename
     CERTS/NAME/refused.json                              what the files hold and shall not be served
 
-Directories 0700, files 0600. A generation holds the bytes as they were read, so an
-encrypted key stays encrypted. It is written aside, synced and renamed into place before
-the pointer moves, so after a crash at any moment there is the old one or the new one.
-Five are kept. Nothing is judged here and no worker is told.
+Directories 0700, files 0600. A generation holds the bytes as they were read, the password
+among them: whoever renews with a new one, or loses it, must still find the last good
+certificate usable. It lies as safe as the keys that need none. A generation is written
+aside, synced and renamed into place before the pointer moves, so after a crash at any
+moment there is the old one or the new one. Five are kept. Nothing is judged here and no
+worker is told.
 
 Before: `keeper.renewal`. After: the disk.
 """
@@ -43,6 +46,8 @@ class Generation:
     """What `describe` in `keeper.lineage` says of it, and from which files it came."""
     is_rolled_back: bool = False
     """Whether it was given up when it was served last."""
+    password: bytes | None = field(default=None, repr=False)
+    """What opens the key; None also for generations that were kept before passwords were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +99,13 @@ class Store:
         try:
             meta = json.loads(_read(directory / "meta.json"))
             chain, key = _read(directory / "fullchain.pem"), _read(directory / "privkey.pem")
+            password = _read(directory / "password") if (directory / "password").exists() else None
         except (OSError, ValueError, RecursionError):
             return None
         is_rolled_back = (directory / "rolled_back").exists()
-        return Generation(number, chain, key, meta, is_rolled_back) if isinstance(meta, dict) else None
+        if not isinstance(meta, dict):
+            return None
+        return Generation(number, chain, key, meta, is_rolled_back, password)
 
     def candidates(self, name: str) -> Iterator[Generation]:
         """What can be served when the files cannot: the current generation, then the others, newest first.
@@ -125,7 +133,9 @@ class Store:
 
     # Writing
 
-    def keep(self, name: str, chain: bytes, key: bytes, meta: Mapping[str, Any]) -> int:
+    def keep(
+        self, name: str, chain: bytes, key: bytes, meta: Mapping[str, Any], password: bytes | None = None
+    ) -> int:
         """Write a new generation and point to it; its number. Older ones beyond `KEPT` go."""
         with self._locked(name) as home:
             _sweep(home)
@@ -136,6 +146,8 @@ class Store:
                 aside.mkdir(mode=0o700)
                 _write(aside / "fullchain.pem", chain)
                 _write(aside / "privkey.pem", key)
+                if password is not None:
+                    _write(aside / "password", password)
                 _write(aside / "meta.json", json.dumps({"generation": number, **meta}, indent=2).encode())
                 _sync(aside)
                 os.rename(aside, home / str(number))
@@ -153,6 +165,16 @@ class Store:
                 if old != before:
                     shutil.rmtree(home / str(old), ignore_errors=True)
             return number
+
+    def add_password(self, name: str, number: int, password: bytes) -> None:
+        """Keep `password` with a generation that was kept without one."""
+        with self._locked(name) as home:
+            generation = home / str(number)
+            if not generation.is_dir() or os.path.lexists(generation / "password"):
+                return
+            _write(generation / ".password", password)
+            os.rename(generation / ".password", generation / "password")
+            _sync(generation)
 
     def point(self, name: str, number: int) -> None:
         """Make an older generation the last good one."""

@@ -314,6 +314,36 @@ def test_a_start_with_bad_files_serves_the_last_good_certificate_loudly(
     assert again.ask("/-/ready")["degraded"] == []
 
 
+@pytest.mark.parametrize("how", ["other encryption", "password gone", "broken renewal"])
+def test_a_start_with_another_password_serves_the_last_good_certificate(
+    start: Start, bot: Bot, ca: Authority, trust: ssl.SSLContext, tmp_path: Path, how: str
+) -> None:
+    good, password = ca.issue("localhost"), tmp_path / "password"
+    site = InPlace(tmp_path / "site", good)
+    put(site.key, certs.key_pem(good.key, b"sesame"))
+    put(password, b"sesame\n")
+    entry = site.entry | {"password_file": str(password)}
+    front = start(bot.url, certificates=[entry], admin=None)
+    if how == "other encryption":
+        put(site.key, certs.key_pem(good.key, b"another"))
+        put(password, b"another\n")
+        assert front.reload()["site"]["outcome"] == "unchanged"
+    elif how == "broken renewal":
+        new = ca.issue("localhost")
+        put(password, b"another\n")
+        put(site.key, certs.key_pem(new.key, b"third"))
+        put(site.chain, new.chain_pem)
+        assert front.reload()["site"]["outcome"] == "rejected"
+    assert front.stop() == 0
+    if how == "other encryption":
+        put(site.chain, b"")
+    elif how == "password gone":
+        password.unlink()
+    again = start(bot.url, **{key: front.config[key] for key in ("certificates", "state_dir")}, admin=None)
+    assert served(again, "localhost", trust) == good.leaf
+    assert not any(word in line for line in again.log.lines for word in ("sesame", "another\\n"))
+
+
 def test_the_last_good_certificate_of_other_files_is_not_served(
     start: Start, bot: Bot, ca: Authority, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from botproxy.keeper.watch import Watch
 from botproxy.keeper.workers import Offer, Workers
 from botproxy.tls.context import listener_context
 from tests import certs
-from tests.certs import DAY, NOW, Authority, Issued
+from tests.certs import DAY, NOW, Authority, Issued, key_pem
 from tests.keeper.conftest import Configure
 from tests.keeper.crew import PATIENCE, Crew, Played, crew
 
@@ -516,6 +516,19 @@ def test_what_no_worker_took_over_in_time_is_tried_again_later(single: Config, c
     tell(single, story)
 
 
+def test_a_generation_that_is_there_and_cannot_be_used_is_said_to_be_that(single: Config, ca: Authority):
+    async def story(house: House) -> None:
+        renew(single, ca.issue("a.test", "b.test"))
+        assert (await house.change("/-/reload"))["outcome"] == "active"
+        (house.store.directory / "a" / "1" / "privkey.pem").write_bytes(b"")
+        for query in ({}, {"to": "1"}):
+            change = await house.change("/-/rollback", **query)
+            assert (change["outcome"], change["rule"], change["generation"]) == ("failed", "no_generation", 2)
+            assert change["says"].startswith("generation 1 cannot be used ")
+
+    tell(single, story)
+
+
 @pytest.mark.usefixtures("hasty")
 def test_the_operator_does_not_go_back_to_what_was_rolled_back(single: Config, ca: Authority):
     async def story(house: House) -> None:
@@ -585,6 +598,28 @@ def test_what_the_listener_showed_wrongly_is_tried_again_when_the_current_one_ha
         await house.until(lambda: house.lineages[0].active.certificate.fingerprint == newer.fingerprint)
 
     tell(config, story)
+
+
+def test_the_operator_goes_back_to_a_key_with_another_password(
+    single: Config, entry: schema.Certificate, configure: Configure, ca: Authority, tmp_path: Path
+):
+    opened = entry.model_copy(update={"password_file": str(tmp_path / "password")})
+    first, second = ca.issue("a.test", "b.test"), ca.issue("a.test", "b.test")
+
+    def put(issued: Issued, password: bytes) -> None:
+        Path(opened.password_file or "").write_bytes(password)
+        Path(opened.key).write_bytes(key_pem(issued.key, password))
+        write_chain(single, issued)
+
+    async def story(house: House) -> None:
+        put(second, b"another")
+        assert (await house.change("/-/reload"))["outcome"] == "active"
+        change = await house.change("/-/rollback")
+        assert (change["outcome"], change["generation"]) == ("active", 1)
+        assert house.crew.members[0].fingerprints == (first.fingerprint,)
+
+    put(first, b"sesame")
+    tell(configure(opened), story)
 
 
 def test_the_served_generation_is_no_change(single: Config):

@@ -54,10 +54,17 @@ def put(issued: Issued, entry: schema.Certificate) -> None:
     Path(entry.key).write_bytes(issued.key_pem)
 
 
-def keep(store: Store, issued: Issued, entry: schema.Certificate, *, key: bytes | None = None) -> int:
+def keep(
+    store: Store,
+    issued: Issued,
+    entry: schema.Certificate,
+    *,
+    key: bytes | None = None,
+    password: bytes | None = None,
+) -> int:
     """`issued` becomes the last good generation of "bot"."""
     meta = {"accepted": ACCEPTED.isoformat(), "source": {"chain": entry.chain, "key": entry.key}}
-    return store.keep("bot", issued.chain_pem, key or issued.key_pem, meta)
+    return store.keep("bot", issued.chain_pem, key or issued.key_pem, meta, password)
 
 
 def everything(directory: Path) -> dict[str, bytes | None]:
@@ -340,7 +347,40 @@ def test_a_finding_is_remembered_with_the_files_it_is_about():
 # The last good one
 
 
-def test_an_encrypted_key_is_restored_with_the_password_that_the_files_have(
+@pytest.mark.parametrize("content", [b"another", None], ids=["changed", "gone"])
+def test_an_encrypted_key_is_restored_with_the_password_that_was_kept_with_it(
+    start: Start,
+    store: Store,
+    entry: schema.Certificate,
+    ca: Authority,
+    tmp_path: Path,
+    content: bytes | None,
+):
+    last, password = ca.issue("a.test"), tmp_path / "password"
+    keep(store, last, entry, key=certs.key_pem(last.key, b"sesame"), password=b"sesame")
+    if content is not None:
+        password.write_bytes(content)
+    cut_chain(entry)
+    [lineage] = start(entry.model_copy(update={"password_file": str(password)}))
+    assert lineage.active.certificate.key == last.key_pem
+    assert lineage.active.password == b"sesame"
+    assert "sesame" not in repr(lineage.active)
+
+
+def test_files_with_the_password_of_the_last_good_one_hold_the_last_good_one(
+    start: Start, store: Store, entry: schema.Certificate, ca: Authority, tmp_path: Path
+):
+    last, password = ca.issue("a.test"), tmp_path / "password"
+    key = certs.key_pem(last.key, b"sesame")
+    keep(store, last, entry, key=key, password=b"sesame")
+    Path(entry.chain).write_bytes(last.chain_pem)
+    Path(entry.key).write_bytes(key)
+    password.write_bytes(b"sesame\n")
+    [lineage] = start(entry.model_copy(update={"password_file": str(password)}))
+    assert (lineage.active.number, lineage.state) == (1, State.ACTIVE)
+
+
+def test_an_encrypted_key_without_a_kept_password_is_restored_with_that_of_the_files(
     start: Start, store: Store, entry: schema.Certificate, ca: Authority, tmp_path: Path
 ):
     last, password = ca.issue("a.test"), tmp_path / "password"

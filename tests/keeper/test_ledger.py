@@ -15,10 +15,12 @@ import pytest
 from botproxy.config import schema
 from botproxy.keeper.boot import restore
 from botproxy.keeper.ledger import LINES, Ledger
-from botproxy.keeper.lineage import Lineage
+from botproxy.keeper.lineage import Active, Lineage
 from botproxy.keeper.rollout import Rollout
 from botproxy.keeper.schedule import Order
+from botproxy.keeper.source import Pair
 from botproxy.keeper.store import Refusal, Store
+from tests import certs
 from tests.certs import NOW, Authority
 from tests.keeper.conftest import active, lineage, no_room
 
@@ -103,6 +105,42 @@ def test_what_was_kept_is_restored_as_it_was_served(ledger: Ledger, store: Store
     assert generation.meta["trigger"] == "event"
     assert generation.meta["names"] == ["a.test"]
     assert generation.meta["fingerprint"] == site.active.certificate.fingerprint
+
+
+def encrypted(site: Lineage, authority: Authority, password: bytes) -> Active:
+    """A new certificate as it is served from a key file with this password."""
+    issued = authority.issue("a.test")
+    pair = Pair(issued.chain_pem, certs.key_pem(issued.key, password), password, ())
+    served = replace(site.active, certificate=issued.certificate, key=pair.key, password=password)
+    return replace(served, chain=pair.chain, digest=pair.digest, number=0)
+
+
+def test_an_encrypted_key_is_kept_with_its_password(
+    ledger: Ledger, store: Store, site: Lineage, ca: Authority
+):
+    for number, password in enumerate((b"sesame", b"another"), 1):
+        new = encrypted(site, ca, password)
+        assert asyncio.run(ledger.keep(site, new, "event")) == number
+        generation = store.read("site", number)
+        assert generation is not None
+        assert restore(generation, site.entry) == replace(new, number=number)
+
+
+def test_generations_from_before_get_the_password_that_opens_them(
+    ledger: Ledger, store: Store, site: Lineage, ca: Authority, tmp_path: Path
+):
+    """An earlier botproxy kept none; once it is changed nobody knows it any more."""
+    (tmp_path / "password").write_bytes(b"sesame\n")
+    site.entry = site.entry.model_copy(update={"password_file": str(tmp_path / "password")})
+    for password in (b"sesame", b"another", b"sesame"):
+        new = encrypted(site, ca, password)
+        meta = {"accepted": NOW.isoformat(), "source": {"chain": site.entry.chain, "key": site.entry.key}}
+        store.keep("site", new.chain, new.key, meta)
+    asyncio.run(ledger.add_passwords(site))
+    (tmp_path / "password").write_bytes(b"changed\n")
+    asyncio.run(ledger.add_passwords(site))
+    kept = [store.read("site", number) for number in (1, 2, 3)]
+    assert [each.password for each in kept if each is not None] == [b"sesame", None, b"sesame"]
 
 
 def test_an_older_generation_is_pointed_to_and_not_kept_twice(ledger: Ledger, store: Store, site: Lineage):

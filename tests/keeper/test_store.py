@@ -61,6 +61,40 @@ def test_a_generation_is_read_as_it_was_kept(store: Store):
     assert store.directory == store.directory.parent / "certs"
 
 
+@pytest.mark.parametrize("password", [b"sesame", b"", b"two\nlines\n"], ids=repr)
+def test_a_password_is_kept_beside_the_key_that_it_opens(store: Store, password: bytes):
+    store.keep("site", CHAIN, KEY, META, password)
+    kept = store.read("site", 1)
+    assert kept is not None
+    assert kept.password == password
+    assert not password or repr(password) not in repr(kept)
+    assert (store.directory / "site" / "1" / "password").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_password_is_added_to_a_generation_that_has_none_and_to_no_other(store: Store):
+    keep(store)
+    store.add_password("site", 1, b"sesame")
+    store.add_password("site", 1, b"another")
+    store.add_password("site", 9, b"sesame")
+    kept = store.read("site", 1)
+    assert kept == Generation(1, CHAIN, KEY, {"generation": 1, **META}, password=b"sesame")
+    assert entries(store) == {"1", "current"}
+    assert set(os.listdir(store.directory / "site" / "1")) == {
+        *("fullchain.pem", "privkey.pem", "meta.json", "password")
+    }
+
+
+def test_a_password_that_cannot_be_written_whole_is_not_there(store: Store):
+    keep(store)
+    with no_room(3), pytest.raises(OSError, match="File too large"):
+        store.add_password("site", 1, b"sesame")
+    kept = store.read("site", 1)
+    assert kept is not None
+    assert kept.password is None
+    store.add_password("site", 1, b"sesame")
+    assert store.read("site", 1) == replace(kept, password=b"sesame")
+
+
 def test_the_last_one_that_was_kept_is_current(store: Store):
     assert keep(store, times=3) == 3
     assert store.current("site") == 3
@@ -362,6 +396,7 @@ def test_a_disk_that_fails_is_an_error_for_whoever_writes(store: Store):
     for write in (
         lambda: keep(store),
         lambda: store.point("site", 1),
+        lambda: store.add_password("site", 1, b"sesame"),
         lambda: store.refuse("site", REFUSAL),
         lambda: store.forget_refusal("site"),
         lambda: store.forget_others("site", 1),
