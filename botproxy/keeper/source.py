@@ -60,12 +60,12 @@ def read_pair(entry: schema.Certificate, path: str) -> Pair:
         if file is None:
             return None
         try:
-            data, mode = _read(file)
+            data, status = _read(file)
         except _Unreadable as error:
             problems.append(Problem(where=file, path=f"{path}.{field}", says=error.says, hint=error.fix))
             return None
-        if secret and mode & 0o077:
-            findings.append(_open_to_others(file, mode))
+        if secret and _is_open_to_others(status):
+            findings.append(_open_to_others(file, status))
         if mounted_alone(file):
             findings.append(_mounted_alone(file))
         return data
@@ -105,15 +105,15 @@ class _Unreadable(Exception):
 _NAME_FILE = "name the PEM file itself (certbot: /etc/letsencrypt/live/NAME/fullchain.pem and privkey.pem)"
 
 
-def _read(file: str) -> tuple[bytes, int]:
-    """Content and mode of a regular file of at most 1 MiB. Raises _Unreadable, whatever the system says."""
+def _read(file: str) -> tuple[bytes, os.stat_result]:
+    """Content and status of a regular file of at most 1 MiB. Raises _Unreadable, whatever the system says."""
     try:
         return _content(file)
     except OSError as error:
         raise _Unreadable(f"the file cannot be read ({error.strerror})", "check the disk") from None
 
 
-def _content(file: str) -> tuple[bytes, int]:
+def _content(file: str) -> tuple[bytes, os.stat_result]:
     try:
         # Without O_NONBLOCK opening a FIFO would wait for its writer.
         fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -131,17 +131,44 @@ def _content(file: str) -> tuple[bytes, int]:
         os.close(fd)
     if len(data) > MAX_SIZE:
         raise _Unreadable("the file is larger than 1 MiB: no certificate or key is", _NAME_FILE)
-    return data, status.st_mode
+    return data, status
 
 
-def _open_to_others(file: str, mode: int) -> Finding:
-    who = "every account of this machine" if mode & 0o007 else "its group"
+def _is_open_to_others(status: os.stat_result) -> bool:
+    """Whether anybody else can reach a secret; its group may read it where that is ours."""
+    return bool(status.st_mode & (0o037 if status.st_gid in _our_groups() else 0o077))
+
+
+def _open_to_others(file: str, status: os.stat_result) -> Finding:
+    who = "every account of this machine" if status.st_mode & 0o007 else "its group"
     return Finding(
         "open_to_others",
         "warning",
-        f'the secret in "{file}" is accessible to {who} ({stat.filemode(mode)})',
-        f"chmod 600 {shlex.quote(resolved(file))}",
+        f'the secret in "{file}" is accessible to {who} ({stat.filemode(status.st_mode)})',
+        _for_us_alone(shlex.quote(resolved(file)), status),
     )
+
+
+def _for_us_alone(quoted: str, status: os.stat_result) -> str:
+    """The command after which we can read a secret, and as few others as can be."""
+    if os.geteuid() in (0, status.st_uid):
+        return f"chmod 600 {quoted}"
+    if status.st_gid in _our_groups():
+        return f"chmod 640 {quoted}"
+    return f"chgrp {_group(os.getegid())} {quoted}; chmod 640 {quoted}"
+
+
+def _let_us_enter(quoted: str, status: os.stat_result) -> str:
+    """The command after which we can pass a directory; an owner has only the owner's bits."""
+    if os.geteuid() == status.st_uid:
+        return f"chmod u+x {quoted}"
+    if status.st_gid in _our_groups():
+        return f"chmod g+x {quoted}"
+    return f"chgrp {_group(os.getegid())} {quoted}; chmod g+x {quoted}"
+
+
+def _our_groups() -> set[int]:
+    return {os.getegid(), *os.getgroups()}
 
 
 def _mounted_alone(file: str) -> Finding:
@@ -192,9 +219,9 @@ def _forbidden(file: str, stopped: str) -> _Unreadable:
             "chmod 640 /etc/letsencrypt/archive/*/privkey*.pem"
         )
     elif stat.S_ISDIR(status.st_mode):
-        fix = f"chgrp {_group(gid)} {shlex.quote(stopped)}; chmod g+x {shlex.quote(stopped)}"
+        fix = _let_us_enter(shlex.quote(stopped), status)
     else:
-        fix = f"chgrp {_group(gid)} {shlex.quote(stopped)}; chmod 640 {shlex.quote(stopped)}"
+        fix = _for_us_alone(shlex.quote(stopped), status)
     verb = "enter" if stat.S_ISDIR(status.st_mode) else "read"
     return _Unreadable(f'uid {uid} (gid {gid}) may not {verb} "{stopped}" ({owner})', fix)
 

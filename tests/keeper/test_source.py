@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from botproxy.config import schema
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper.source import Pair, read_pair, read_password
 from tests.certs import Issued
-from tests.keeper.conftest import Mounted, away_at, somebody_else
+from tests.keeper.conftest import NOBODY, Mounted, away_at, somebody_else
 
 
 @pytest.fixture
@@ -196,19 +197,62 @@ def test_a_closed_file_is_named_with_owner_and_mode(entry: schema.Certificate, t
     assert "chmod 640" in (problem.hint or "")
 
 
-@pytest.mark.parametrize(
-    ("mode", "who"), [(0o640, "its group"), (0o644, "every account"), (0o602, "every account")]
-)
+@pytest.mark.parametrize("mode", [0o644, 0o602])
 def test_a_key_that_others_can_reach_is_a_warning_with_the_command(
-    entry: schema.Certificate, tmp_path: Path, mode: int, who: str
+    entry: schema.Certificate, tmp_path: Path, mode: int
 ):
     os.chmod(entry.key, mode)
     link = tmp_path / "privkey.pem"
     link.symlink_to(entry.key)
     [finding] = read_pair(entry.model_copy(update={"key": str(link)}), "certificates[0]").findings
     assert finding.severity == "warning"
-    assert who in finding.sentence
+    assert "every account" in finding.sentence
     assert finding.fix == f"chmod 600 {entry.key}"
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+
+
+@as_root
+def test_a_key_that_a_group_can_reach_is_a_warning_unless_it_is_our_own(entry: schema.Certificate):
+    for mode, group, warned in ((0o640, NOBODY, True), (0o640, 0, False), (0o660, 0, True)):
+        os.chown(entry.key, 0, group)
+        os.chmod(entry.key, mode)
+        found = read_pair(entry, "certificates[0]").findings
+        assert [finding.rule for finding in found] == (["open_to_others"] if warned else [])
+        assert all("to its group" in finding.sentence for finding in found)
+        assert all(finding.fix == f"chmod 600 {entry.key}" for finding in found)
+
+
+@as_root
+@pytest.mark.parametrize("directory", [0o755, 0o700, 0o600], ids=oct)
+@pytest.mark.parametrize("mode", [0o000, 0o040, 0o200, 0o600, 0o640, 0o644, 0o660, 0o666], ids=oct)
+@pytest.mark.parametrize(("owner", "group"), [(0, 0), (0, NOBODY), (NOBODY, 0), (NOBODY, NOBODY)])
+def test_who_follows_the_advice_gets_a_key_that_can_be_read_and_no_more_advice(
+    entry: schema.Certificate, tmp_path: Path, owner: int, group: int, mode: int, directory: int
+):
+    """Of a service that is not root; whoever gives the advice is, or can be."""
+    for path, bits in ((Path(entry.key), mode), (tmp_path / "certs", directory)):
+        os.chown(path, owner, group)
+        path.chmod(bits)
+    os.chmod(entry.chain, 0o644)
+    groups = os.getgroups()
+    given: list[str] = []
+    for _ in range(4):
+        os.setgroups([])
+        with somebody_else(tmp_path):
+            try:
+                advice = [finding.fix for finding in read_pair(entry, "certificates[0]").findings]
+            except ConfigError as error:
+                advice = [problem.hint or "" for problem in error.problems]
+        os.setgroups(groups)
+        if not advice:
+            break
+        given.append(advice[-1])
+        subprocess.run(advice[-1], shell=True, check=True)
+    assert advice == [], given
+    assert Path(entry.key).stat().st_mode & 0o007 == 0
+    assert len(given) <= 2, "one step for the directory, one for the file"
 
 
 def test_a_password_that_others_can_read_is_a_warning(entry: schema.Certificate, tmp_path: Path):
