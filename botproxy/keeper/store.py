@@ -136,7 +136,7 @@ class Store:
     def keep(
         self, name: str, chain: bytes, key: bytes, meta: Mapping[str, Any], password: bytes | None = None
     ) -> int:
-        """Write a new generation and point to it; its number. Older ones beyond `KEPT` go."""
+        """Write a new generation and point to it; its number. The oldest beyond `KEPT` go."""
         with self._locked(name) as home:
             _sweep(home)
             before = self.current(name)
@@ -161,9 +161,12 @@ class Store:
                 if self.current(name) != number:
                     shutil.rmtree(home / str(number), ignore_errors=True)
                 raise
-            for old in self.numbers(name)[:-KEPT]:
-                if old != before:
-                    shutil.rmtree(home / str(old), ignore_errors=True)
+            # The one that was current is the way back, and takes the place of an older one.
+            there = self.numbers(name)
+            others = [old for old in there if old not in (number, before)]
+            room = KEPT - (len(there) - len(others))
+            for old in others[:-room]:
+                shutil.rmtree(home / str(old), ignore_errors=True)
             return number
 
     def add_password(self, name: str, number: int, password: bytes) -> None:
