@@ -1,6 +1,6 @@
 """The way of the file system to a file: every component, through every symbolic link.
 
-What a name means is decided in several directories. `keeper.watch` watches all of them;
+What a name means is decided in every directory on the way. `keeper.watch` watches them;
 `keeper.source` says which one stands in the way. Others change the links meanwhile, so what was
 there in one call may be gone in the next: that is no error here, the way ends there.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 
 _LONGEST = 256
@@ -25,10 +26,10 @@ def steps(file: str) -> Iterator[tuple[str, str]]:
 
 
 def deciding_directories(file: str) -> set[str]:
-    """The directories in which a changed entry can change what `file` is.
+    """The directories in which a changed entry can change what `file` is: those on the way to it.
 
-    Those that hold a symbolic link on the way, and the one that holds the file; the nearest that
-    exists where the way is broken.
+    Where the way is broken, up to the nearest that exists. A plain directory is no reason to look at what
+    is written beside it where everybody writes, as in /tmp: only its owner can put another in its place.
     """
     found = set()
     last = "/"
@@ -36,7 +37,7 @@ def deciding_directories(file: str) -> set[str]:
         if not os.path.isdir(directory):
             break
         last = directory
-        if is_link:
+        if is_link or not _is_everybodys(directory):
             found.add(directory)
     return found | {last}
 
@@ -74,6 +75,15 @@ def mounted_alone(file: str) -> bool:
 
 
 # Private
+
+
+def _is_everybodys(directory: str) -> bool:
+    """Whether everybody may make entries there and nobody may touch those of others."""
+    try:
+        mode = os.stat(directory).st_mode
+    except OSError:
+        return False
+    return bool(mode & stat.S_ISVTX and mode & stat.S_IWOTH)
 
 
 def _walk(file: str) -> Iterator[tuple[str, str, bool]]:

@@ -4,7 +4,8 @@ Two ways, each enough alone: the kernel's events (inotify through watchfiles), a
 at everything every few seconds, because network file systems, overlays and single-file
 mounts tell nothing, and events can be lost. Directories are watched, never files: a
 rename over a watched file ends its watch without a word. Which directories decide what a
-path means (`keeper.paths`) is found out anew after each event.
+path means (`keeper.paths`) is found out anew after each event. What happens there to
+other names than those on the way is passed over: it may never end.
 
 After: `keeper.renewal`, which reads the files and compares what they hold.
 """
@@ -18,17 +19,19 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Literal
 
-from watchfiles import awatch
+from watchfiles import Change, awatch
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from botproxy.config import schema
-from botproxy.keeper.paths import deciding_directories
+from botproxy.keeper.paths import deciding_directories, steps
 
 logger = logging.getLogger(__name__)
 
 Trigger = Literal["event", "poll"]
 STEP = 100
 """Milliseconds between two looks of watchfiles at what the kernel has said."""
+DEBOUNCE = 200
+"""Milliseconds for which it collects, however much comes."""
 RETRY = 60.0
 """Seconds until events are tried again where the kernel refused them."""
 
@@ -43,6 +46,8 @@ class Watch:
         self._settings = settings
         self._notice = notice
         self._watched: Watched = {}
+        self._entries: frozenset[str] = frozenset()
+        """The names on the way to the files, each with its directory."""
         self._moved = asyncio.Event()
         """The watched directories are no longer the ones that decide."""
         self._has_events = False
@@ -63,7 +68,7 @@ class Watch:
     async def listen(self) -> None:
         """Be told by the kernel, if that is wanted, until it is cancelled."""
         while self._settings.events:
-            self._watched = await asyncio.to_thread(_directories, self._files)
+            self._watched, self._entries = await asyncio.to_thread(_ways, self._files)
             self._moved.clear()
             if not self._watched:
                 await asyncio.sleep(RETRY)
@@ -89,10 +94,10 @@ class Watch:
         """Until other directories decide."""
         events = awatch(
             *self._watched,
-            watch_filter=None,
+            watch_filter=self._concerns,
             recursive=False,
             step=STEP,
-            debounce=1000,
+            debounce=DEBOUNCE,
             stop_event=self._moved,
             force_polling=False,
             # With True every refusal is passed over in silence, that for want of room included.
@@ -109,15 +114,20 @@ class Watch:
                     # A directory that was removed and made again may even have the same inode.
                     if any(path in self._watched for _, path in changes):
                         return
-                    if await asyncio.to_thread(_directories, self._files) != self._watched:
+                    watched, self._entries = await asyncio.to_thread(_ways, self._files)
+                    if watched != self._watched:
                         return
         finally:
             again.cancel()
 
     async def _look_again(self) -> None:
         """A directory that came while the watch began is not watched."""
-        if await asyncio.to_thread(_directories, self._files) != self._watched:
+        if await asyncio.to_thread(_ways, self._files) != (self._watched, self._entries):
             self._moved.set()
+
+    def _concerns(self, _: Change, path: str) -> bool:
+        """Whether something happened on the way to a file, not beside it."""
+        return path in self._entries or path in self._watched
 
     def _begin(self) -> None:
         self._has_events = True
@@ -145,7 +155,10 @@ Watched = dict[str, tuple[int, int]]
 may be entered and not read cannot be watched, and are left to polling."""
 
 
-def _directories(files: Sequence[str]) -> Watched:
+def _ways(files: Sequence[str]) -> tuple[Watched, frozenset[str]]:
+    """What is to be watched, and the entries there that count."""
+    # The entries first: what changes between the two is seen when the watch begins.
+    entries = frozenset(entry for file in files for _, entry in steps(file))
     found: Watched = {}
     for directory in sorted({each for file in files for each in deciding_directories(file)}):
         try:
@@ -154,4 +167,4 @@ def _directories(files: Sequence[str]) -> Watched:
             continue  # it went in this moment; the next look finds where the way ends
         if os.access(directory, os.R_OK, effective_ids=True):
             found[directory] = (status.st_dev, status.st_ino)
-    return found
+    return found, entries

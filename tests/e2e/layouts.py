@@ -165,6 +165,26 @@ class DirectorySwapped(Layout):
         os.rename(aside, self.directory)
 
 
+class DirectoryAboveSwapped(Layout):
+    """The same one directory higher: the one that holds the files keeps its name in the other."""
+
+    def begin(self, issued: Issued) -> None:
+        self.chain, self.key = (self.directory / "tls" / file.name for file in (self.chain, self.key))
+        self._write(self.directory, issued)
+
+    def renew(self, issued: Issued) -> None:
+        aside, old = self.directory.with_suffix(".next"), self.directory.with_suffix(".old")
+        shutil.rmtree(old, ignore_errors=True)
+        self._write(aside, issued)
+        os.rename(self.directory, old)
+        os.rename(aside, self.directory)
+
+    def _write(self, directory: Path, issued: Issued) -> None:
+        (directory / "tls").mkdir(parents=True)
+        put(directory / "tls" / self.chain.name, issued.chain_pem)
+        put(directory / "tls" / self.key.name, issued.key_pem)
+
+
 class MountedAlone(Layout):
     """Single files mounted where they are read, as container engines do; written in place outside."""
 

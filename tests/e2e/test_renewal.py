@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -34,6 +36,7 @@ KINDS: dict[str, type[Layout]] = {
     "directory-link": layouts.DirectoryLink,
     "directory-anew": layouts.DirectoryAnew,
     "directory-swapped": layouts.DirectorySwapped,
+    "directory-above-swapped": layouts.DirectoryAboveSwapped,
     "mounted-alone": layouts.MountedAlone,
 }
 WATCHES = {
@@ -114,6 +117,34 @@ def test_polling_alone_takes_at_most_eleven_seconds(
     site.renew(issued)
     wait_served(front, issued)
     assert time.monotonic() - began < 12, "10 s of polling, 1 s of work, 1 s of grace for this machine"
+
+
+def test_what_is_written_beside_the_files_all_the_time_delays_nothing(
+    start: Start, bot: Bot, ca: Authority, tmp_path: Path
+) -> None:
+    site = layouts.InPlace(tmp_path / "site", ca.issue("localhost"))
+    front = start(bot.url, certificates=[site.entry], watch={"poll": "1h"})
+    begun, over = Event(), Event()
+
+    def write() -> None:
+        number = 0
+        while not over.wait(0.05):
+            number += 1
+            (site.directory / f"noise-{number % 7}").write_bytes(b"noise" * number)
+            begun.set()
+
+    with ThreadPoolExecutor() as beside:
+        writing = beside.submit(write)
+        try:
+            assert begun.wait(10)
+            issued = ca.issue("localhost")
+            began = time.monotonic()
+            site.renew(issued)
+            wait_served(front, issued)
+            assert time.monotonic() - began < 3, "1 s, and 2 s of grace for this machine"
+        finally:
+            over.set()
+        writing.result()
 
 
 def test_a_change_of_the_key_type_reaches_every_client(

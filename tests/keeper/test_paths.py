@@ -115,14 +115,14 @@ def test_the_parent_of_a_link_is_that_of_where_it_leads(top: Path):
 @pytest.mark.parametrize(
     ("layout", "decide"),
     [
-        (plain, {"a/b"}),
-        (certbot, {"live/bot", "archive/bot"}),
-        (secret, {"certs", "certs/..2026_01"}),
-        (linked_directory, {"srv", "releases/7"}),
+        (plain, {".", "a", "a/b"}),
+        (certbot, {".", "live", "live/bot", "archive", "archive/bot"}),
+        (secret, {".", "certs", "certs/..2026_01"}),
+        (linked_directory, {".", "srv", "releases", "releases/7"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_links_decide_and_the_last_directory(top: Path, layout: object, decide: set[str]):
+def test_every_directory_on_the_way_decides(top: Path, layout: object, decide: set[str]):
     assert callable(layout)
     assert below(top, *deciding_directories(str(layout(top)))) == decide
 
@@ -130,10 +130,19 @@ def test_links_decide_and_the_last_directory(top: Path, layout: object, decide: 
 def test_where_the_way_is_broken_the_nearest_directory_decides(top: Path):
     live = certbot(top)
     assert below(top, *deciding_directories(f"{top}/no/such/file")) == {"."}
-    assert below(top, *deciding_directories(f"{top}/archive/new/file")) == {"archive"}
+    assert below(top, *deciding_directories(f"{top}/archive/new/file")) == {".", "archive"}
     (top / "archive/bot").rename(top / "archive/gone")
-    assert below(top, *deciding_directories(str(live))) == {"live/bot", "archive"}
-    assert below(top, *deciding_directories(f"{plain(top)}/file")) == {"a/b"}
+    assert below(top, *deciding_directories(str(live))) == {".", "live", "live/bot", "archive"}
+    assert below(top, *deciding_directories(f"{plain(top)}/file")) == {".", "a", "a/b"}
+
+
+def test_a_directory_in_which_everybody_writes_decides_only_about_links_and_files(top: Path):
+    file = plain(top)
+    (top / "a").chmod(0o1777)
+    assert below(top, *deciding_directories(str(file))) == {".", "a/b"}
+    (top / "a/link").symlink_to("b/site.pem")
+    assert below(top, *deciding_directories(str(top / "a/link"))) == {".", "a", "a/b"}
+    assert below(top, *deciding_directories(str(top / "a/site.pem"))) == {".", "a"}
 
 
 def test_in_a_circle_every_link_decides(top: Path):

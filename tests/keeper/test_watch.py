@@ -50,6 +50,14 @@ class Seen:
                 self._again.clear()
                 await self._again.wait()
 
+    async def tells(self) -> None:
+        """Wait until the kernel has told of something once more."""
+        before = self.told.count("event")
+        async with asyncio.timeout(PATIENCE):
+            while self.told.count("event") == before:
+                self._again.clear()
+                await self._again.wait()
+
     async def begins(self) -> None:
         """Wait until the kernel tells of changes."""
         async with asyncio.timeout(PATIENCE):
@@ -87,6 +95,7 @@ KINDS: dict[str, type[Layout]] = {
     "link to a directory": layouts.DirectoryLink,
     "directory made again": layouts.DirectoryAnew,
     "directory swapped": layouts.DirectorySwapped,
+    "directory above swapped": layouts.DirectoryAboveSwapped,
 }
 
 
@@ -106,6 +115,34 @@ def test_a_change_is_noticed_and_so_are_the_next_ones(
         assert set(seen.told) == ({"event"} if settings is EVENTS else {"poll"})
 
     tell(settings, layout.chain, layout.key, story)
+
+
+def test_what_changes_beside_the_files_and_above_them_is_nobodys_affair(ca: Authority, tmp_path: Path):
+    """Else it would go on and on, and a renewal would wait for it to end."""
+    directory = tmp_path / "above" / "site"
+    entry = ca.issue("a.test").write(directory)
+    (directory / "link").symlink_to("site.pem")
+
+    async def story(seen: Seen, watch: Watch) -> None:
+        before = seen.told.count("event")
+        polls = seen.told.count("poll")
+        while seen.told.count("poll") < polls + 8:
+            for place in (tmp_path, directory.parent, directory):
+                (place / "noise").write_text("noise")
+                (place / "noise").rename(place / "noise.old")
+            await asyncio.sleep(0.02)
+        assert seen.told.count("event") == before
+        # What the way leads over has other names now.
+        (directory / "second.pem").write_bytes(b"")
+        (directory / "new").symlink_to("second.pem")
+        (directory / "new").rename(directory / "link")
+        issued = ca.issue("a.test")
+        for _ in range(2):
+            await seen.tells()
+            (directory / "second.pem").write_bytes(issued.chain_pem)
+        await seen.tells()
+
+    tell(BOTH, directory / "link", Path(entry.key), story)
 
 
 def test_directories_that_come_later_are_watched_from_then_on(ca: Authority, tmp_path: Path):
@@ -179,7 +216,9 @@ def test_a_directory_that_comes_while_the_watch_begins_is_watched(ca: Authority,
 def test_another_place_that_no_event_told_of_is_found_by_polling_and_then_watched(
     ca: Authority, tmp_path: Path
 ):
-    above = tmp_path / "above"
+    above = tmp_path / "everybodys" / "above"
+    above.parent.mkdir()
+    above.parent.chmod(0o1777)
     ca.issue("a.test").write(above / "certs" / "site")
     other, third = ca.issue("a.test"), ca.issue("a.test")
     other.write(tmp_path / "other" / "certs" / "site")
