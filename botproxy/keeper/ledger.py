@@ -159,15 +159,20 @@ class Ledger:
         entry |= {"old": _identity(old), "new": _identity(new)}
         await self._append(lineage, entry)
 
-    async def audit_start(self, lineage: Lineage, now: datetime) -> None:
-        """Append a line about what is served from the start, unless the last one says it.
+    async def audited(self, lineage: Lineage) -> Mapping[str, Any] | None:
+        """What the last line says is served; None when there is none.
 
-        Files may have changed while nobody ran, or a keeper died before it could write.
+        It need not be what is: files may have changed while nobody ran, or a keeper died before it could
+        write.
         """
-        before = await asyncio.to_thread(audit.served_last, self._audit_file, lineage.name)
-        if before is None or before.get("fingerprint") != lineage.active.certificate.fingerprint:
-            entry = _entry(lineage, "active", Order("start", 0.0), now, "", None)
-            await self._append(lineage, entry | {"old": before, "new": _identity(lineage.active)})
+        return await asyncio.to_thread(audit.served_last, self._audit_file, lineage.name)
+
+    async def audit_start(
+        self, lineage: Lineage, before: Mapping[str, Any] | None, now: datetime, rollout: Rollout
+    ) -> None:
+        """Append a line about what is served from the start; `before`: what was until then."""
+        entry = _entry(lineage, rollout.result, Order("start", 0.0), now, rollout.reason, rollout)
+        await self._append(lineage, entry | {"old": before, "new": _identity(lineage.active)})
 
     @property
     def _audit_file(self) -> Path:

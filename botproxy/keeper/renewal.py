@@ -15,9 +15,11 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 from botproxy.config.schema import Config
 from botproxy.control.packets import PacketError
@@ -74,6 +76,9 @@ class Renewals:
         self._wall = wall
         self._schedule = Schedule()
         self._wake = asyncio.Event()
+        self._confirming: asyncio.Task[None] | None = None
+        self._unconfirmed: list[tuple[Lineage, Mapping[str, Any] | None]] = []
+        """What the audit does not know yet, and what it knows instead."""
 
     def notice(self, trigger: Noticed | str) -> None:
         """The files may have changed."""
@@ -106,14 +111,55 @@ class Renewals:
         await self._keep_vigil()
         for lineage in self._lineages:
             await self._ledger.add_passwords(lineage)
-            await self._ledger.audit_start(lineage, self._wall())
-        while True:
-            order = await self._next()
-            if order is not None:
-                changes = await self._carry_out(order)
-                if order.done is not None and not order.done.done():
-                    order.done.set_result(changes)
-            await self._keep_vigil()
+            before = await self._ledger.audited(lineage)
+            if before is None or before.get("fingerprint") != lineage.active.certificate.fingerprint:
+                self._unconfirmed.append((lineage, before))
+        self._confirming = asyncio.create_task(self._confirm_start())
+        try:
+            while True:
+                order = await self._next()
+                if order is not None:
+                    changes = await self._carry_out(order)
+                    if order.done is not None and not order.done.done():
+                        order.done.set_result(changes)
+                await self._keep_vigil()
+                if self._confirming.done() and not self._confirming.cancelled():
+                    self._confirming.result()  # whatever fails there ends the keeper, too
+        finally:
+            self._confirming.cancel()
+
+    async def _confirm_start(self) -> None:
+        """What is served from the start, and was not before, is verified and written down like a renewal.
+
+        Renewals do not wait for it: the first that is rolled out ends it, and is verified itself.
+        """
+        rollout: Rollout | None = None
+        while self._unconfirmed:
+            lineage, _ = self._unconfirmed[0]
+            if rollout is None or rollout.result == "active":  # else the next one could not be asked either
+                rollout = await self._roller.confirm(partial(self._questions, new=lineage.active))
+                if rollout.result != "active":
+                    phrase = "what is served from the start could not be verified"
+                    logger.warning(phrase, extra={"data": {"why": rollout.reason}})
+            writing = asyncio.ensure_future(self._write_start(rollout))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await writing  # no line is written twice
+                raise
+
+    async def _write_start(self, rollout: Rollout) -> None:
+        lineage, before = self._unconfirmed.pop(0)
+        await self._ledger.audit_start(lineage, before, self._wall(), rollout)
+
+    async def _end_confirming(self) -> None:
+        """Make room for a rollout."""
+        if self._confirming is None or self._confirming.done():
+            return
+        self._confirming.cancel()
+        await asyncio.wait([self._confirming])
+        while self._unconfirmed:
+            await self._write_start(Rollout("unverified", "a newer one came before every worker was asked"))
 
     async def _ask(self, order: Order) -> list[Change]:
         order.done = asyncio.get_running_loop().create_future()
@@ -269,6 +315,7 @@ class Renewals:
             nonlocal number
             number = await self._ledger.keep(lineage, new, order.trigger)
 
+        await self._end_confirming()
         rollout = await self._roller.run(
             offer, self._questions(offer, new), persist, lambda phase: lineage.move(_STATES[phase])
         )

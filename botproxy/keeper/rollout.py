@@ -100,6 +100,26 @@ class Roller:
         rollout.workers = tuple((worker.pid, worker.fingerprints) for worker in self._workers.present)
         return rollout
 
+    async def confirm(self, asked: Callable[[Offer], Sequence[Question]]) -> Rollout:
+        """See that everybody serves the current set, which no rollout of ours has brought to them.
+
+        That is so at the start, also when a keeper died in the middle of one. There is nothing to go back
+        to: the result is `active` or `unverified`.
+        """
+        workers, rollout = self._workers, Rollout("active")
+        offer, began = workers.current, time.monotonic()
+        serving = await workers.until(lambda: workers.all_serve, COMMIT_PATIENCE)
+        began = _lap(rollout, "committing", began)
+        if serving:
+            await self._verify(offer, asked(offer), rollout)
+        else:
+            rollout.result, rollout.reason = "unverified", "not every worker has taken it over yet"
+        _lap(rollout, "verifying", began)
+        if rollout.result == "rolled_back":
+            rollout.result = "unverified"
+        rollout.workers = tuple((worker.pid, worker.fingerprints) for worker in workers.present)
+        return rollout
+
     async def _prepare(self, offer: Offer, rollout: Rollout) -> bool:
         workers = self._workers
         await workers.until(lambda: bool(workers.present), PREPARE_PATIENCE)

@@ -42,8 +42,11 @@ def wait_consistent(front: Proxied, issued: Issued) -> None:
     wanted = serial(issued)
     deadline = time.monotonic() + PATIENCE
     while True:
-        status = front.certificate("site")
-        ready = front.ask("/-/ready")
+        try:
+            status, ready = front.certificate("site"), front.ask("/-/ready")
+        except ConnectionResetError:
+            assert time.monotonic() < deadline
+            continue  # the keeper died while it was asked
         if status["serial"] == wanted and ready["ready"] and status["generation"] and not ready["degraded"]:
             break
         assert time.monotonic() < deadline, (status, ready)
@@ -61,6 +64,14 @@ def wait_consistent(front: Proxied, issued: Issued) -> None:
                 "meta.json",
             }
             assert json.loads((generation / "meta.json").read_text())["generation"] == int(generation.name)
+
+
+def wait_confirmed(front: Proxied) -> None:
+    """Until the work of a start is done."""
+    deadline = time.monotonic() + PATIENCE
+    while front.certificate("site")["last"] is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def never_goes_back(crowd: Crowd, *order: Issued) -> None:
@@ -106,6 +117,7 @@ def test_the_keeper_may_be_killed_at_any_step(
             admin=None,
             env={"KILL_HOME": str(home), "PYTHONPATH": str(KILLING)},
         )
+        wait_confirmed(front)
         issued = ca.issue("localhost")
         with Crowd(front, trust, each=1) as crowd:
             (home / "armed").touch()

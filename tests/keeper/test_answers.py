@@ -96,7 +96,7 @@ def tell(config: Config, story: Callable[[House], Awaitable[None]]) -> None:
             house = House(config, everybody)
             running = asyncio.create_task(house.renewals.run())
             try:
-                await house.until(lambda: all(lineage.active.number for lineage in house.lineages))
+                await house.until(lambda: all(lineage.last is not None for lineage in house.lineages))
                 assert await house.workers.until(lambda: house.workers.all_serve, PATIENCE)
                 await asyncio.wait_for(story(house), PATIENCE)
             finally:

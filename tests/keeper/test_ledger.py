@@ -25,6 +25,7 @@ from tests.certs import NOW, Authority
 from tests.keeper.conftest import active, lineage, no_room
 
 REFUSAL = Refusal("ab", "rolled_back", "the listener shows another", "see", NOW.isoformat(), final=True)
+ROLLOUT = Rollout("unverified", "nobody was there", seconds={"verifying": 0.5}, workers=((4711, ("ab",)),))
 FAILED = "a certificate is served, and cannot be written down"
 RECOVERED = "a certificate can be written down again"
 KEY_STAYS = "the older keys of a certificate cannot be removed"
@@ -255,12 +256,16 @@ def test_a_start_is_audited_when_it_serves_something_else_than_the_last_line_say
         ]
 
     def start() -> None:
-        asyncio.run(ledger.audit_start(site, NOW))
+        before = asyncio.run(ledger.audited(site))
+        if before is None or before["fingerprint"] != site.active.certificate.fingerprint:
+            asyncio.run(ledger.audit_start(site, before, NOW, ROLLOUT))
 
     for _ in range(2):
         start()
     [first] = lines()
-    assert (first["result"], first["trigger"], first["old"]) == ("active", "start", None)
+    assert (first["result"], first["trigger"], first["old"]) == ("unverified", "start", None)
+    assert (first["reason"], first["seconds"]) == ("nobody was there", {"verifying": 0.5})
+    assert first["workers"] == [{"pid": 4711, "fingerprints": ["ab"]}]
     assert first["new"]["fingerprint"] == old.certificate.fingerprint
     assert site.last is not None
     site.active = active(ca.issue("a.test"))
@@ -295,7 +300,7 @@ def test_a_disk_that_fails_is_told_once_and_so_is_its_recovery(
     "write",
     [
         lambda ledger, site: ledger.keep(site, site.active, "event"),
-        lambda ledger, site: ledger.audit_start(site, NOW),
+        lambda ledger, site: ledger.audit_start(site, None, NOW, ROLLOUT),
         lambda ledger, site: ledger.go_back(site, 1),
         lambda ledger, site: ledger.forget_refusal(site),
         lambda ledger, site: ledger.forget_others(site),

@@ -436,6 +436,60 @@ def test_with_broken_files_the_next_keeper_serves_what_was_served_until_they_are
     there.until(lambda: there.is_ready() and not there.ask("/-/ready")[1]["degraded"])
 
 
+def test_what_the_next_keeper_takes_over_at_its_start_is_verified_and_written_down_whole(
+    house: Housed, first: Issued, second: Issued, tmp_path: Path
+):
+    there = house(first.write(tmp_path, "a"), watch=UNTOLD)
+    workers = [worker.listen(there.crew.socket()).work() for worker in there.workers()]
+    keeper = there.begin(*workers, listening=True)
+    there.until(lambda: len(there.audit()) == 1)
+    keeper.kill()
+    there.renew(second)
+    there.begin(*workers, listening=True)
+    there.until(lambda: len(there.audit()) == 2)
+    line = there.audit()[-1]
+    assert (line["trigger"], line["result"], line["reason"]) == ("start", "active", "")
+    assert set(line["seconds"]) == {"committing", "verifying"}
+    assert line["seconds"]["verifying"] > 0
+    assert line["workers"] == [
+        {"pid": worker.pid, "fingerprints": [second.fingerprint]} for worker in workers
+    ]
+    for key in ("serial", "spki", "issuer", "not_after", "generation"):
+        assert line["old"][key]
+        assert line["new"][key]
+    assert line["old"]["serial"] != line["new"]["serial"]
+    assert (line["old"]["generation"], line["new"]["generation"]) == (1, 2)
+
+
+def test_a_worker_that_is_mute_at_the_start_is_no_reason_to_wait_for_ever(
+    house: Housed, first: Issued, second: Issued, tmp_path: Path
+):
+    there = house(first.write(tmp_path, "a"), watch=UNTOLD)
+    well, mute = there.workers()
+    there.begin(well.work(), mute, listening=True, COMMIT_PATIENCE=0.5, PREPARE_PATIENCE=0.5)
+    there.until(lambda: len(there.audit()) == 1)
+    [line] = there.audit()
+    assert (line["trigger"], line["result"]) == ("start", "unverified")
+    assert line["reason"] == "not every worker has taken it over yet"
+    assert {worker["pid"] for worker in line["workers"]} == {well.pid, mute.pid}
+
+
+def test_a_renewal_does_not_wait_until_what_was_served_from_the_start_is_verified(
+    house: Housed, first: Issued, second: Issued, tmp_path: Path
+):
+    there = house(first.write(tmp_path, "a"), watch=UNTOLD)
+    well, mute = there.workers()
+    there.begin(well.work(), mute, listening=True, COMMIT_PATIENCE=3600, PREPARE_PATIENCE=0.5)
+    there.until(lambda: well.sets != [])
+    there.renew(second)
+    assert there.ask("/-/reload", "POST")[0] == 202
+    there.until(lambda: well.fingerprints == (second.fingerprint,))
+    [line] = there.audit()
+    assert (line["trigger"], line["result"]) == ("start", "unverified")
+    assert line["reason"] == "a newer one came before every worker was asked"
+    assert line["new"]["fingerprint"] == first.fingerprint
+
+
 def test_questions_wait_while_there_is_no_keeper(house: Housed, first: Issued, tmp_path: Path):
     there = house(first.write(tmp_path, "a"))
     there.begin().kill()

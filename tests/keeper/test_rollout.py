@@ -10,7 +10,7 @@ import pytest
 
 from botproxy.control.channel import Commit, Expect, Prepare, Prepared, Refused
 from botproxy.keeper import probes, rollout
-from botproxy.keeper.probes import Endpoint, questions
+from botproxy.keeper.probes import Endpoint, Question, questions
 from botproxy.keeper.rollout import Roller, Rollout
 from botproxy.keeper.workers import Offer, Workers
 from botproxy.tls.context import CertificateSet, Served
@@ -71,6 +71,16 @@ class Scene:
         wanted = [question for each in asked for question in questions(loaded, each.certificate, "1.2")]
         roller = Roller(self.workers, self.endpoint, self._replace)
         done = await roller.run(made, wanted, self._persist, self.steps.append)
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+        return done
+
+    async def confirm(self, asked: Issued) -> Rollout:
+        def about(made: Offer) -> list[Question]:
+            loaded = CertificateSet.load(made.handed, strict=False)
+            return questions(loaded, asked.certificate, "1.2")
+
+        done = await Roller(self.workers, self.endpoint, self._replace).confirm(about)
         if self._leaving:
             await asyncio.wait(self._leaving)
         return done
@@ -388,5 +398,36 @@ def test_what_a_foreign_program_shows_on_the_port_is_no_reason_to_go_back(
         assert (done.result, scene.replaced) == ("unverified" if alone else "active", [])
         assert ("another program answers on the same port" in done.reason) is alone
         scene.is_settled(made, stranger)
+
+    tell(story, old)
+
+
+# From the start
+
+
+def test_what_is_served_already_is_confirmed_over_the_listener(old: Issued):
+    async def story(scene: Scene) -> None:
+        for pid in (70, 71):
+            (await scene.enrolled(pid)).work()
+        done = await scene.confirm(old)
+        assert (done.result, done.reason, done.replaced) == ("active", "", 0)
+        assert set(done.seconds) == {"committing", "verifying"}
+        assert done.workers == ((70, (old.fingerprint,)), (71, (old.fingerprint,)))
+
+    tell(story, old)
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_wrong_answer_at_the_start_is_mended_and_nobody_goes_back(old: Issued, new: Issued, mended: bool):
+    wrong = certs.load(new).default
+
+    async def story(scene: Scene) -> None:
+        (await scene.enrolled(70, wrong)).work()
+        scene.shown_by_successors = None if mended else wrong
+        done = await scene.confirm(old)
+        assert done.result == ("active" if mended else "unverified")
+        assert bool(done.reason) is not mended
+        assert scene.replaced == [70]
+        scene.is_settled(scene.workers.current, scene.crew.members[0])
 
     tell(story, old)
