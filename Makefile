@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.botproxy-installed
 INSTALLED_FOR_TESTS := $(VENV)/.botproxy-installed-for-tests
 
-.PHONY: help demo test check schema clean
+.PHONY: help demo test trials check schema clean
 
 help:
 	@echo 'make demo    set up, then serve an echo bot at https://localhost:8443'
 	@echo 'make test    set up, then run all tests'
+	@echo 'make trials  attacks and faults, each beside a client that minds; needs a quiet machine'
 	@echo 'make check   lint, formatting, types'
 	@echo 'make schema  write botproxy/config/schema.json, the configuration as editors know it'
 	@echo 'make clean   remove the virtual environment and what tools have left behind'
@@ -21,7 +22,10 @@ demo: $(INSTALLED)
 	@$(BIN)/botproxy demo
 
 test: $(INSTALLED_FOR_TESTS)
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/attacks --ignore=tests/faults
+
+trials: $(INSTALLED_FOR_TESTS)
+	$(BIN)/pytest tests/attacks tests/faults
 
 check: $(INSTALLED_FOR_TESTS)
 	$(BIN)/ruff check

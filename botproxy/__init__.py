@@ -5,8 +5,10 @@ Processes
     supervisor            one thread, no event loop; may run as root
       |  owns the listening sockets (an SO_REUSEPORT set for each worker slot, kept over the death
       |  of a worker), the listener's SSLContext (without a certificate; its ticket keys outlive
-      |  certificates and workers), the admin socket, the counts all workers share, signals, forks,
-      |  replacements, and shifts: new workers with new ticket keys beside the old ones, which drain
+      |  certificates and workers), the admin socket, the counts and vitals that all share, signals,
+      |  forks and replacements. One team serves (`server.team`): a configuration, a keeper, a worker in
+      |  each slot. A reload or new ticket keys are a second team that takes over once all of it is
+      |  ready; a new version of the program is a successor that inherits the sockets.
       |-- keeper          watches, judges and keeps the certificates, rolls them out to the workers, answers
       |                   the admin socket. The only process that reads private keys from disk.
       '-- worker x N      uvloop: accept, handshake, HTTP, policy, bot. Never root; opens no

@@ -1,13 +1,15 @@
 """How a command asks the running botproxy: one request on the admin socket, one JSON answer.
 
-Finds the socket from `--admin`, from the configuration named by `--config`, or where it
-lies by default. Reads the configuration, and imports what that takes, only when one is
-named: `botproxy health` runs every few seconds. What an answer means is for the command.
+Finds the socket from `--admin`, from the configuration named by `--config` or
+$BOTPROXY_CONFIG, from the variables of its two keys, or where it lies by default. Reads the
+configuration, and imports what that takes, only when one is named: `botproxy health` runs
+every few seconds. What an answer means is for the command.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -85,14 +87,15 @@ def _socket(config: str | None, admin: str | None) -> Path:
         if not admin.startswith("unix:/"):
             raise WrongUsage(f'option "--admin": expected "unix:/path/to.sock", found "{admin}"')
         return Path(admin.removeprefix("unix:"))
+    config = config or os.environ.get("BOTPROXY_CONFIG") or None
     if config is None:
-        path = admin_socket(Placement())
+        path = admin_socket(Placement(os.environ.get("BOTPROXY_STATE_DIR"), os.environ.get("BOTPROXY_ADMIN")))
     else:
         from botproxy.config.load import load_file  # costs more than everything else here
 
-        path = admin_socket(load_file(config))
+        path = admin_socket(load_file(config, environment=os.environ))
     if path is None:
-        raise NoAnswerError(f'"{config}": admin: expected a socket to ask, found "off"')
+        raise NoAnswerError(f'"{config or "BOTPROXY_ADMIN"}": admin: expected a socket to ask, found "off"')
     return path
 
 

@@ -124,17 +124,29 @@ def change(config: str | None, admin: str | None, target: str, as_json: bool) ->
     """Have the keeper change certificates, and say what became of each; the exit code."""
     try:
         answer = ask(config, admin, target, "POST", PATIENCE)
-        changes = [] if answer.get("taken") is True else _certificates(answer)["certificates"]
+        if answer.get("taken") is not True:
+            _certificates(answer)
     except NoAnswerError as error:
         return say_no_answer(error)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     elif answer.get("taken"):
         click.echo('the files are looked at; "botproxy cert status" shows what became of it')
-    else:
-        for each in changes:
-            _print_change(each)
+    return say_changes(answer, as_json=as_json)
+
+
+def say_changes(answer: dict[str, Any], *, as_json: bool) -> int:
+    """What became of each certificate, in words unless it was said as JSON; the exit code."""
+    changes = answer.get("certificates", [])
+    for each in [] if as_json else changes:
+        _print_change(each)
     codes = {_CODES[each["outcome"]] for each in changes}
+    for name in answer.get("old_keys", []):
+        hint = "have a certificate issued for a new key (certbot: without --reuse-key), then do this again"
+        report.error(
+            f"{name}: the key that is served has not been replaced: it may be the one in wrong hands", hint
+        )
+        codes.add(1)
     if problem := answer.get("removal"):
         hint = "see what is wrong there; it is tried again, and botproxy health says when it is gone"
         report.error(f"the old key is still in the state directory: {problem}", hint)

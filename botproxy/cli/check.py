@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shlex
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import click
 
 from botproxy.cli import report
-from botproxy.cli.verb import Verb
-from botproxy.config.load import Draft, draft_file
+from botproxy.cli.verb import Verb, WrongUsage
+from botproxy.config import environment
+from botproxy.config.load import Draft, draft
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper.load import Loaded, Located, examine_certificates, prove_certificates
 from botproxy.keeper.paths import steps
-from botproxy.server.privileges import PrivilegeError, worker_account
+from botproxy.server.privileges import found_account, worker_account
 from botproxy.tls.context import listener_context
 from botproxy.upstream.dial import verifications
 
@@ -81,33 +81,36 @@ class Verdict:
         ("botproxy check --json botproxy.yaml | jq .ok", "the same for machines"),
     ),
 )
-@click.argument("config")
+@click.argument("config", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
-def command(config: str, as_json: bool) -> int:
-    verdict = examine(config, datetime.now(UTC))
+def command(config: str | None, as_json: bool) -> int:
+    file = config or environment.file(os.environ)
+    if file is None and not environment.variables(os.environ):
+        raise WrongUsage('expected "CONFIG", a configuration file, found none')
+    verdict = examine(file, os.environ, datetime.now(UTC))
     if as_json:
         _print_json(verdict)
     else:
-        _print_text(config, verdict)
+        _print_text(file or "environment", verdict)
     return verdict.exit_code
 
 
-def examine(path: str, now: datetime) -> Verdict:
-    """Everything to say about the configuration at `path` and the files it names.
+def examine(path: str | None, variables: Mapping[str, str], now: datetime) -> Verdict:
+    """Everything to say about the configuration at `path`, `variables` over it, and the files it names.
 
     A mistake in one place hides nothing elsewhere: what is right is examined all the same.
     """
     try:
-        draft = draft_file(path)
+        found = draft(path, variables)
     except ConfigError as wrong:
         return Verdict(CONFIGURATION_WRONG, tuple(wrong.problems), ())
-    problems = [*draft.problems, *_around(draft)]
-    examined = examine_certificates(draft.config, now, draft.positions, complete=draft.complete)
+    problems = [*found.problems, *_around(found)]
+    examined = examine_certificates(found.config, now, found.positions, complete=found.complete)
     unservable = list(examined.problems)
     servable = examined.servable()
     if servable:
         try:
-            prove_certificates(draft.config, servable, listener_context(draft.config.tls))
+            prove_certificates(found.config, servable, listener_context(found.config.tls))
         except ConfigError as wrong:
             unservable += wrong.problems
     entries = tuple(_entry(loaded, examined.findings, now) for loaded in examined.certificates)
@@ -151,7 +154,7 @@ def _closed_to_workers(directory: str, user: str | None) -> str | None:
     """The first component on the way into `directory` that the workers' account cannot enter."""
     try:
         account = worker_account(user)
-    except PrivilegeError:
+    except ConfigError:
         return None  # which has a problem of its own
     if account is None:
         return None
@@ -164,24 +167,15 @@ def _closed_to_workers(directory: str, user: str | None) -> str | None:
 
 
 def _account(draft: Draft) -> Iterator[Problem]:
-    """Judged as if started as root, for that is when it counts."""
-    user, where = draft.config.user, draft.where(("user",))
-    if user is None:
-        try:
-            worker_account(None)
-        except PrivilegeError as wrong:
-            says, _, hint = str(wrong).removeprefix("user: ").partition("; ")
-            yield Problem(where, "user", says, hint)
+    """One that is named is looked for, whoever checks; root has to name one."""
+    user = draft.config.user
+    if user is None and os.geteuid() != 0:
         return
     try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        says = f'expected an existing account, found none named "{user}"'
-        yield Problem(where, "user", says, f"create it: useradd --system --no-create-home {user}")
-        return
-    if entry.pw_uid == 0:
-        says = f'expected an account without root rights, found "{user}"'
-        yield Problem(where, "user", says, "name another account, such as nobody")
+        found_account(user)
+    except ConfigError as wrong:
+        for problem in wrong.problems:
+            yield replace(problem, where=draft.where(("user",)))
 
 
 def _entry(loaded: Loaded, findings: Sequence[Located], now: datetime) -> Entry:

@@ -23,7 +23,8 @@ from botproxy.config.load import load_options
 from botproxy.config.schema import Config, split_address
 from botproxy.config.state import Placement, make_state_dir
 from botproxy.observe import logs
-from botproxy.server import supervisor
+from botproxy.server.privileges import UNPRIVILEGED
+from botproxy.server.supervisor import Supervisor
 
 _ADDRESS = "127.0.0.1:8443"
 _NEAR = ("127.0.0.1", "localhost", "::1", "", "0.0.0.0", "::")
@@ -53,7 +54,7 @@ def command(listen: str, state_dir: str | None) -> int:
             report.error(f'"{listen}" is taken by another program', _ELSEWHERE)
             return 1
         logs.setup(config.log.level, process="supervisor")
-        return supervisor.run(config, announce=lambda urls: _announce(urls[0], files.ca))
+        return Supervisor(config, announce=lambda urls: _announce(urls[0], files.ca)).run()
 
 
 def configuration(listen: str, chain: str, key: str, bot_port: int) -> Config:
@@ -63,6 +64,7 @@ def configuration(listen: str, chain: str, key: str, bot_port: int) -> Config:
             "listen": [listen],
             "plain_listen": [],
             "workers": 1,
+            "user": UNPRIVILEGED,
             "certificates": [{"chain": chain, "key": key}],
             "upstreams": {"bot": {"url": f"http://127.0.0.1:{bot_port}"}},
             # What a public certificate would be warned of is meant here; failures are still said.
@@ -113,7 +115,7 @@ botproxy serves {url} in front of an echo bot
   For your own bot, on a machine that the world reaches as bot.example.com:
 
     sudo certbot certonly --standalone -d bot.example.com
-    sudo botproxy serve \\
+    sudo botproxy serve --user nobody \\
       --cert /etc/letsencrypt/live/bot.example.com/fullchain.pem \\
       --key /etc/letsencrypt/live/bot.example.com/privkey.pem \\
       --to http://localhost:8000

@@ -52,7 +52,7 @@ def running() -> Iterator[int]:
 
 def main(descriptor: int, parent: int) -> None:
     """Serve on the listening socket `descriptor` until `parent` ends or SIGTERM comes."""
-    privileges.drop(privileges.worker_account(None))
+    privileges.drop(privileges.worker_account(privileges.UNPRIVILEGED))
     # Only now: the kernel forgets it when the account changes.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:

@@ -23,6 +23,7 @@ from botproxy.errors import ConfigError
 VERBS = {
     "demo": Entry("serve an echo bot at https://localhost:8443, to look around", "botproxy.cli.demo"),
     "serve": Entry("serve a bot over HTTPS", "botproxy.cli.serve"),
+    "run": Entry("start a bot, and serve it over HTTPS", "botproxy.cli.run"),
     "check": Entry("check a configuration and its certificates; changes nothing", "botproxy.cli.check"),
     "health": Entry("ask the running botproxy whether it serves", "botproxy.cli.health"),
     "cert": Entry("show, reload and roll back the certificates of the running botproxy", "botproxy.cli.cert"),

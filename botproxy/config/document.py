@@ -12,6 +12,8 @@ After: `load`, which has the schema judge the values.
 from __future__ import annotations
 
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path as Directory
 from typing import Any, Final
 
@@ -44,6 +46,24 @@ def read_document(path: str, directory: Directory, report: Report) -> dict[str, 
             where, f'expected a mapping of keys like "certificates:", found {_kind(root)}', "write key: value"
         )
     return reader.mapping(root, ())
+
+
+def read_value(name: str, text: str, path: Path, directory: Directory, report: Report) -> Any:
+    """The value in `text`, which somebody calls `name`, for the key at `path`.
+
+    Places and mistakes go to `report`, as with `read_document`.
+    """
+    if not text.strip():
+        text = '""'
+    place = Place(name, sys.maxsize, directory, text)
+    report.places[path] = place
+    try:
+        root = _compose(name, text)
+    except ConfigError as error:
+        says = error.problems[0].says.partition("found ")[2]
+        report.add_unread(path, Fault("a value as in the file", says, error.problems[0].hint))
+        return None
+    return _Reader(name, directory, report, place).value(root, path, place)
 
 
 # The file
@@ -169,10 +189,14 @@ _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,18}")
 class _Reader:
     """Nodes to plain values."""
 
-    def __init__(self, file: str, directory: Directory, report: Report) -> None:
+    def __init__(
+        self, file: str, directory: Directory, report: Report, everywhere: Place | None = None
+    ) -> None:
+        """`everywhere`: the place of all that is read, where lines mean nothing."""
         self._file = file
         self._directory = directory
         self._report = report
+        self._everywhere = everywhere
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         """The keys and values of `node`, which stands at `path`."""
@@ -190,16 +214,17 @@ class _Reader:
                 self._report.add((*path, key), fault, place=place)
                 continue
             lines[key] = place.line
-            values[key] = self._value(value_node, (*path, key), place)
+            values[key] = self.value(value_node, (*path, key), place)
         return values
 
-    def _value(self, node: yaml.Node, path: Path, place: Place) -> Any:
+    def value(self, node: yaml.Node, path: Path, place: Place) -> Any:
+        """What `node` holds, which stands at `path` and was written at `place`."""
         self._report.places[path] = place
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return [
-                self._value(each, (*path, index), self._place(each)) for index, each in enumerate(node.value)
+                self.value(each, (*path, index), self._place(each)) for index, each in enumerate(node.value)
             ]
         if not isinstance(node, yaml.ScalarNode):
             return self._refused(path, Fault("plain YAML", "a tag", "leave out what begins with !"))
@@ -212,6 +237,8 @@ class _Reader:
         self._report.add_unread(path, fault)
 
     def _place(self, node: yaml.Node, written: str | None = None) -> Place:
+        if self._everywhere is not None:
+            return replace(self._everywhere, written=written)
         line = node.start_mark.line + 1
         return Place(f"{self._file}:{line}", line, self._directory, written)
 

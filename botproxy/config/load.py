@@ -1,11 +1,11 @@
-"""Reads the configuration: a YAML file, options on top of it, or options alone.
+"""Reads the configuration: a YAML file, variables over it, options over both, or any of them alone.
 
 Lays the sources over each other, remembers which one each value came from,
 makes file names absolute and has the schema judge the result. All mistakes of
 one run are raised together as ConfigError. Opens no file but the configuration:
 whether the files it names exist is found out by those who need them.
 
-YAML: `document`. Rules: `schema`. Wording: `explain`. After: `cli.serve`, `cli.check`.
+YAML: `document`. Variables: `environment`. Rules: `schema`. Wording: `explain`. After: `cli.serve`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from botproxy.config.document import read_document
+from botproxy.config.document import read_document, read_value
+from botproxy.config.environment import variables
 from botproxy.config.explain import Place, Report
 from botproxy.config.keys import dotted, is_file
 from botproxy.config.schema import Certificate, Config, Upstream, contradictions_in
-from botproxy.config.units import Path
+from botproxy.config.units import Fault, Path
 from botproxy.errors import Problem
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -44,20 +45,33 @@ class Draft:
     """`file:line` of a key."""
 
 
-def load_file(path: str, overrides: Mapping[str, Any] = _NONE, origins: Mapping[str, str] = _NONE) -> Config:
-    """The configuration in the file at `path`, under `overrides` of the same structure.
+def load_file(
+    path: str,
+    overrides: Mapping[str, Any] = _NONE,
+    origins: Mapping[str, str] = _NONE,
+    environment: Mapping[str, str] = _NONE,
+) -> Config:
+    """The configuration in the file at `path`, under `environment` and `overrides` of the same structure.
 
     Mappings are merged key by key, everything else is replaced. `origins` names
     the option behind a value by its dotted path ({"upstreams.bot.url": "--to"}),
-    for errors. File names are relative to the directory of the file, those in
-    `overrides` to the current one. Raises ConfigError with everything wrong.
+    for errors. File names are relative to the directory of the file, those of
+    variables and options to the current one. Raises ConfigError with everything wrong.
     """
-    return _finished(*_read(path, overrides, origins))
+    data, report = _read(path, environment)
+    _lay_over(data, overrides, (), origins, report)
+    return _finished(data, report)
 
 
-def draft_file(path: str) -> Draft:
-    """What is in the file at `path`, right or wrong. Raises ConfigError where nothing can be read at all."""
-    data, report = _read(path)
+def draft(path: str | None, environment: Mapping[str, str] = _NONE) -> Draft:
+    """What is in the file at `path` and in `environment`, right or wrong; None: no file.
+
+    Raises ConfigError where nothing can be read at all.
+    """
+    if path is None:
+        data, report = _without_file(_NONE, environment)
+    else:
+        data, report = _read(path, environment)
     complete = _validate(data, report)
     if complete is not None:
         positions = tuple(range(len(complete.certificates)))
@@ -68,10 +82,13 @@ def draft_file(path: str) -> Draft:
     return Draft(config, positions, whole, tuple(report.problems()), report.where)
 
 
-def load_options(values: Mapping[str, Any], origins: Mapping[str, str] = _NONE) -> Config:
-    """The configuration in `values` alone; see `load_file` for `origins`."""
-    report = Report(_option((), origins))
-    data: dict[str, Any] = {}
+def load_options(
+    values: Mapping[str, Any],
+    origins: Mapping[str, str] = _NONE,
+    environment: Mapping[str, str] = _NONE,
+) -> Config:
+    """The configuration in `environment` and `values` alone; see `load_file` for `origins`."""
+    data, report = _without_file(origins, environment)
     _lay_over(data, values, (), origins, report)
     return _finished(data, report)
 
@@ -79,13 +96,20 @@ def load_options(values: Mapping[str, Any], origins: Mapping[str, str] = _NONE) 
 # Private
 
 
-def _read(
-    path: str, overrides: Mapping[str, Any] = _NONE, origins: Mapping[str, str] = _NONE
-) -> tuple[dict[str, Any], Report]:
+def _read(path: str, environment: Mapping[str, str]) -> tuple[dict[str, Any], Report]:
     directory = Directory.cwd() / Directory(path).parent
     report = Report(Place(f"{path}:1", 1, directory))
     data = read_document(path, directory, report)
-    _lay_over(data, overrides, (), origins, report)
+    _lay_environment(data, environment, report)
+    return data, report
+
+
+def _without_file(
+    origins: Mapping[str, str], environment: Mapping[str, str]
+) -> tuple[dict[str, Any], Report]:
+    report = Report(_option((), origins))
+    data: dict[str, Any] = {}
+    _lay_environment(data, environment, report)
     return data, report
 
 
@@ -149,6 +173,53 @@ def _resolve_file_names(data: dict[str, Any], report: Report) -> None:
                 around[path[-1]] = str(place.directory / around[path[-1]])
 
 
+# Environment
+
+
+def _lay_environment(data: dict[str, Any], environment: Mapping[str, str], report: Report) -> None:
+    for variable in variables(environment):
+        place = Place(variable.name, sys.maxsize, Directory.cwd())
+        if not variable.path:
+            report.add((), _misnamed(variable.name), place=place)
+        around: Any = data
+        for depth, step in enumerate(variable.path):
+            here = variable.path[: depth + 1]
+            if isinstance(around, list) and not (isinstance(step, int) and step <= len(around)):
+                expected = f"a number from 0 to {len(around)}" if around else "0"
+                hint = "entries of a list are numbered from 0, without gaps"
+                fault = Fault(f"{expected}, for an entry of a list", f'"{step}"', hint)
+                if report.places.get(variable.path[:depth]) == place:
+                    report.add_unread(variable.path[:depth], fault)  # an empty list is no fault besides
+                else:
+                    report.add(variable.path[:depth], fault, place=place)
+                break
+            step = step if isinstance(around, list) else str(step)
+            known = around[step] if isinstance(around, dict) and step in around else None
+            if isinstance(around, list) and isinstance(step, int) and step < len(around):
+                known = around[step]
+            if here == variable.path:
+                _forget(report, here)
+                value = read_value(variable.name, variable.text, here, Directory.cwd(), report)
+            elif isinstance(known, dict | list):
+                around = known
+                continue
+            else:
+                value = [] if isinstance(variable.path[depth + 1], int) else {}
+                report.places[here] = place
+            if isinstance(around, list) and step == len(around):
+                around.append(value)
+            else:
+                around[step] = value
+            around = value
+
+
+def _misnamed(name: str) -> Fault:
+    upper = name.upper()
+    known = variables({upper: ""})
+    hint = f"write {upper}" if known and known[0].path else "two underscores are between two levels, only"
+    return Fault("a name like BOTPROXY_TIMEOUTS__DRAIN", "another one", hint)
+
+
 # Options
 
 
@@ -162,9 +233,14 @@ def _lay_over(
         if isinstance(value, Mapping) and isinstance(below, dict):
             _lay_over(below, value, here, origins, report)
         else:
-            for gone in [each for each in report.places if each[: len(here)] == here]:
-                del report.places[gone]
+            _forget(report, here)
             data[key] = _plain(value, here, origins, report)
+
+
+def _forget(report: Report, path: Path) -> None:
+    """Whatever was written at `path` is replaced."""
+    for gone in [each for each in report.places if each[: len(path)] == path]:
+        del report.places[gone]
 
 
 def _plain(value: Any, path: Path, origins: Mapping[str, str], report: Report) -> Any:

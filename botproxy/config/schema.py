@@ -27,12 +27,14 @@ from botproxy.config.conflicts import contradictions
 from botproxy.config.units import (
     BodySize,
     Duration,
+    DurationOrUnlimited,
     DurationOrZero,
     Fault,
     HeadSize,
     Rate,
     Refused,
     Size,
+    WorkerMemory,
 )
 from botproxy.config.values import (
     ADDRESS_EXPECTED,
@@ -273,6 +275,9 @@ class Limits(Section):
     otherwise new connections wait in the listen queue."""
     waiting: Count = 1000
     """Requests of one worker that wait for an absent bot (503 above it)."""
+    memory: WorkerMemory | None = None
+    """Memory of one worker (resident). Above it idle connections are closed and a new worker takes over;
+    null: no limit."""
     rate: RateLimit = RateLimit()
     """Over all routes; off unless set."""
 
@@ -307,6 +312,9 @@ class Timeouts(Section):
     """Silence in a WebSocket; 0: none."""
     drain: DurationOrZero = 25.0
     """What SIGTERM grants to requests in flight; Kubernetes kills after 30 s. 0: cut at once."""
+    retire: DurationOrUnlimited = 25.0
+    """What workers that gave way to new ones (a reload, an upgrade) grant to their connections, WebSockets
+    included; `unlimited`: until the third change after it."""
 
 
 AccessLog = Annotated[
@@ -337,7 +345,7 @@ class Config(Section):
     workers: Workers = "auto"
     """Processes that serve; `auto`: one per CPU."""
     user: Account | None = None
-    """Account of the workers when started as root; by default `botproxy` where it exists, else `nobody`."""
+    """Account of the workers when started as root, which nothing is served without."""
     state_dir: FileName | None = None
     """Where accepted certificates, the admin socket and the development CA live; `/var/lib/botproxy` for
     root, else `$XDG_STATE_HOME/botproxy`."""

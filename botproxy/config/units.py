@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -84,8 +85,15 @@ def duration(value: object) -> float:
     return seconds
 
 
+def duration_or_unlimited(value: object) -> float:
+    """As `duration_or_zero`; infinity for "unlimited"."""
+    return inf if value == "unlimited" else duration_or_zero(value)
+
+
 def duration_text(seconds: float) -> str:
-    """The shortest way to write `seconds` that `duration` reads back."""
+    """The shortest way to write `seconds` that is read back."""
+    if seconds == inf:
+        return "unlimited"
     if seconds == 0:
         return "0s"
     for unit in ("d", "h", "m", "s", "ms"):
@@ -201,6 +209,14 @@ DurationOrZero = Annotated[
 ]
 """Seconds, or 0 where the key says what 0 means; written with a unit."""
 
+DurationOrUnlimited = Annotated[
+    float,
+    BeforeValidator(duration_or_unlimited),
+    PlainSerializer(duration_text),
+    WithJsonSchema({"anyOf": [_text(_DURATION.pattern), {"enum": [0, "unlimited"]}]}),
+]
+"""Seconds, infinity for `unlimited`; written with a unit."""
+
 Size = Annotated[int, BeforeValidator(size), PlainSerializer(size_text), WithJsonSchema(_SIZE_SCHEMA)]
 """Bytes; written with a binary unit or as a whole number."""
 
@@ -216,6 +232,14 @@ BodySize = Annotated[
     int, BeforeValidator(size_between(1)), PlainSerializer(size_text), WithJsonSchema(_SIZE_SCHEMA)
 ]
 """Bytes of something that streams; a limit of zero would refuse all of it, and is no "unlimited"."""
+
+WorkerMemory = Annotated[
+    int,
+    BeforeValidator(size_between(64 * 1024**2)),
+    PlainSerializer(size_text),
+    WithJsonSchema(_SIZE_SCHEMA),
+]
+"""Bytes of a whole process, which needs some 40 MiB to begin with."""
 
 Rate = Annotated[
     float, BeforeValidator(rate), PlainSerializer(rate_text), WithJsonSchema(_text(_RATE.pattern))

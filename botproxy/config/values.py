@@ -39,9 +39,9 @@ _V6 = r"\[[0-9A-Fa-f:.]{2,45}\]"
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
 _NAME = rf"{_LABEL}(?:\.{_LABEL})*\.?"
 _ADDRESS = re.compile(rf"({_V6}|{_NAME}|):([0-9]{{1,5}})")
-_INHERITED = re.compile(r"fd:[0-9]{1,4}|systemd")
+_INHERITED = re.compile(r"fd:[0-9]{1,4}|systemd(?::[A-Za-z0-9_.-]{1,64})?")
 ADDRESS_PATTERN = f"^(?:{_ADDRESS.pattern}|{_INHERITED.pattern})$"
-ADDRESS_EXPECTED = 'an address like ":443", "127.0.0.1:8443", "[::]:443", "fd:3" or "systemd"'
+ADDRESS_EXPECTED = 'an address like ":443", "127.0.0.1:8443", "[::]:443", "fd:3", "systemd" or "systemd:NAME"'
 
 
 def listen_address(value: object) -> str:

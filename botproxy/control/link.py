@@ -1,9 +1,10 @@
 """What the supervisor and its children say to each other, over the link that each child has.
 
-A child says `Ready` once. The keeper is told of every worker that serves (`Joined`, with
-the keeper's end of its channel) and of SIGHUP, and asks for workers to be replaced and
-for new ticket keys; a worker is told to retire. The end of a link tells either side that
-the other one is gone.
+A child says `Ready` once, or `Failed`. The keeper is told of every worker that serves
+(`Joined`, with the keeper's end of its channel) and of SIGHUP, and asks for workers to be
+replaced, for new ticket keys and for the configuration to be read again. A worker asks to
+be recycled. Both are told to retire. The end of a link tells either side that the other
+one is gone.
 """
 
 from __future__ import annotations
@@ -54,15 +55,48 @@ class Rotate:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """The child cannot do its work, for these reasons, and ends."""
+
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """The keeper answers the admin socket from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigure:
+    """Read the configuration again, and have new processes take over if it has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """How the last `Reconfigure` ended; `problems` is empty when it did not fail."""
+
+    changed: bool
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recycle:
+    """The worker has grown too large, and wants to be replaced by a new one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
-    """Take no more connections, and end when the last one has."""
+    """Take no more connections, and end when the last one has; after `milliseconds` if it is `limited`."""
+
+    limited: bool
+    milliseconds: int
 
 
-ToChild = Joined | Reload | Rotated | Retire
-ToSupervisor = Ready | Replace | Rotate
+ToChild = Joined | Reload | Rotated | Serve | Reconfigured | Retire
+ToSupervisor = Ready | Failed | Replace | Rotate | Reconfigure | Recycle
 
-_TO_CHILD = packets.messages(Joined, Reload, Rotated, Retire)
-_TO_SUPERVISOR = packets.messages(Ready, Replace, Rotate)
+_TO_CHILD = packets.messages(Joined, Reload, Rotated, Serve, Reconfigured, Retire)
+_TO_SUPERVISOR = packets.messages(Ready, Failed, Replace, Rotate, Reconfigure, Recycle)
 
 
 def from_supervisor(sock: socket.socket) -> ToChild | None:

@@ -97,11 +97,18 @@ class ClientConnection:
                 connection.shut()
             await self.stream.close(linger=linger)
 
-    def drain(self) -> None:
-        """Serve what has begun, and nothing after it; end now when nothing has."""
+    def drain(self, patience: float = 0.0) -> None:
+        """Serve what has begun, and nothing after it; end now when nothing has.
+
+        With `patience` a request that comes within so many seconds is served as the last one. Without, one
+        that is on its way now meets a closed connection.
+        """
         self.draining = True
         if self._exchange is not None:
             self._exchange.close_after()
+        if patience > 0:
+            self._loop.call_later(patience, self.drain)
+            return
         if self._waiting_for_request and self.served and self.stream.is_quiet():
             self.stream.interrupt(StreamTimeout("draining"))
 

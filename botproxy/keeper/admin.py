@@ -66,12 +66,30 @@ Answer = Callable[[str, str, Mapping[str, Sequence[str]]], Awaitable[tuple[int, 
 """Status and JSON object for a method, a path, and the values of each query parameter."""
 
 
-async def serve(sock: socket.socket, answer: Answer) -> asyncio.Server:
-    """Answer on the listening socket `sock`, which the returned server takes over."""
+class Service:
+    """The answering of one admin socket."""
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._asked: set[asyncio.Task[None]] = set()
+
+    async def begin(self, sock: socket.socket) -> None:
+        # Not start_unix_server, which since Python 3.13 removes the path when it ends.
+        self._server = await asyncio.start_server(self._connected, sock=sock)
+
+    async def close(self) -> None:
+        """Take no more questions; those that were asked get their answers."""
+        self._server.close()
+        if self._asked:
+            await asyncio.wait(self._asked, timeout=DEADLINE)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
         try:
-            if data := await _exchange(reader, answer):
+            if data := await _exchange(reader, self._answer):
                 writer.write(data)
                 async with asyncio.timeout(DEADLINE):
                     await writer.drain()
@@ -80,8 +98,12 @@ async def serve(sock: socket.socket, answer: Answer) -> asyncio.Server:
         finally:
             writer.close()
 
-    # Not start_unix_server, which since Python 3.13 removes the path when it ends.
-    return await asyncio.start_server(connected, sock=sock)
+
+async def serve(sock: socket.socket, answer: Answer) -> Service:
+    """Answer on the listening socket `sock`, which the returned service takes over."""
+    service = Service(answer)
+    await service.begin(sock)
+    return service
 
 
 # Private

@@ -4,6 +4,7 @@
     GET  /-/ready          200 when in every slot a worker serves the current certificates, else 503
     GET  /-/certificates   everything about every certificate
     POST /-/reload         look at the files now    ?name=N&force=1&compromised=1&wait=1
+    POST /-/reconfigure    the configuration and the files
     POST /-/rollback       an older generation      ?name=N&to=7&force=1
     POST /-/rotate         new session ticket keys
 
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
+from botproxy.control.link import Reconfigured
+from botproxy.control.vitals import Vital, Vitals
 from botproxy.keeper.lineage import Lineage
 from botproxy.keeper.renewal import Renewals
 from botproxy.keeper.schedule import Change
@@ -34,6 +37,14 @@ Query = Mapping[str, Sequence[str]]
 """Values of each parameter."""
 
 
+class Supervision(Protocol):
+    """What only the supervisor can do."""
+
+    async def rotate(self) -> str: ...
+
+    async def reconfigure(self) -> Reconfigured: ...
+
+
 class Answers:
     """Answers for one keeper."""
 
@@ -44,17 +55,19 @@ class Answers:
         workers: Workers,
         watch: Watch,
         store: Store,
-        rotate: Callable[[], Awaitable[str]],
+        superior: Supervision,
         slots: int,
+        vitals: Vitals,
     ) -> None:
-        """`rotate` makes new ticket keys, and returns the problem if there was one. `slots`: of workers."""
+        """`slots`: how many workers there shall be."""
         self._slots = slots
         self._lineages = lineages
         self._renewals = renewals
         self._workers = workers
         self._watch = watch
         self._store = store
-        self._rotate = rotate
+        self._superior = superior
+        self._vitals = vitals
         self._background: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, method: str, path: str, query: Query) -> Answer:
@@ -68,14 +81,16 @@ class Answers:
                 return 200, self._certificates()
             case "POST", "/-/reload":
                 return await self._reload(query)
+            case "POST", "/-/reconfigure":
+                return await self._reconfigure()
             case "POST", "/-/rollback":
                 return await self._rollback(query)
             case "POST", "/-/rotate":
-                problem = await self._rotate()
+                problem = await self._superior.rotate()
                 return 200, {"rotated": not problem, "says": problem}
             case _, "/-/live" | "/-/ready" | "/-/certificates":
                 return 405, {"error": "only GET and HEAD are answered", "allow": "GET, HEAD"}
-            case _, "/-/reload" | "/-/rollback" | "/-/rotate":
+            case _, "/-/reload" | "/-/reconfigure" | "/-/rollback" | "/-/rotate":
                 return 405, {"error": "only POST is answered", "allow": "POST"}
             case _:
                 return 404, {"error": "known are /-/live, /-/ready and /-/certificates"}
@@ -110,7 +125,10 @@ class Answers:
         return {"certificates": found, "watch": self._watch.mode, "workers": self._workers_now()}
 
     def _workers_now(self) -> list[dict[str, Any]]:
-        return [{"slot": w.slot, "pid": w.pid, "set": w.serving} for w in self._workers.present]
+        return [
+            {"slot": w.slot, "pid": w.pid, "set": w.serving, **_in_numbers(self._vitals.of(w.pid))}
+            for w in self._workers.present
+        ]
 
     async def _reload(self, query: Query) -> Answer:
         names = frozenset(query.get("name", ()))
@@ -134,9 +152,24 @@ class Answers:
         changes = await self._renewals.reload(names, force=force)
         answer: dict[str, Any] = {"certificates": [asdict(change) for change in changes]}
         if compromised and all(_is_served(change) for change in changes):
+            answer["old_keys"] = await self._renewals.with_old_keys(names)
             answer["removal"] = await self._renewals.forget_older(names)
-            answer["rotation"] = await self._rotate()
+            answer["rotation"] = await self._superior.rotate()
         return answer
+
+    async def _reconfigure(self) -> Answer:
+        """The configuration first; what it says of certificates may have changed with it."""
+        change = await self._superior.reconfigure()
+        if change.problems:
+            return 200, {"changed": False, "problems": list(change.problems)}
+        if change.changed:
+            return 200, {"changed": True, "problems": []}
+        changes = await self._renewals.reload(None, force=False)
+        return 200, {
+            "changed": False,
+            "problems": [],
+            "certificates": [asdict(each) for each in changes],
+        }
 
     async def _rollback(self, query: Query) -> Answer:
         names = list(query.get("name", ()))
@@ -161,6 +194,12 @@ class Answers:
 
     def _names(self) -> str:
         return ", ".join(lineage.name for lineage in self._lineages)
+
+
+def _in_numbers(vital: Vital | None) -> dict[str, float]:
+    if vital is None:
+        return {}
+    return {"lag_ms": round(vital.lag * 1000), "memory_mib": round(vital.memory / 2**20, 1)}
 
 
 def _is_on(query: Query, name: str) -> bool:

@@ -99,6 +99,16 @@ class Ledger:
     async def forget_refusal(self, lineage: Lineage) -> None:
         await self._write(lineage, "refusal", lambda: self._store.forget_refusal(lineage.name))
 
+    async def replaced_a_key(self, lineage: Lineage) -> bool:
+        """Whether a kept generation has another key than the one that is served."""
+
+        def look() -> bool:
+            kept = (self._store.read(lineage.name, n) for n in self._store.numbers(lineage.name))
+            served = lineage.active.certificate.spki
+            return any(each is not None and each.meta.get("spki") != served for each in kept)
+
+        return await asyncio.to_thread(look)
+
     async def forget_others(self, lineage: Lineage) -> str:
         """Remove every generation but the one that is served; why that failed, empty when it did not."""
         served = lineage.active.number

@@ -23,6 +23,7 @@ from botproxy.config.schema import Config
 from botproxy.config.state import state_dir
 from botproxy.control import link, packets
 from botproxy.control.packets import PacketError
+from botproxy.control.vitals import Pulse
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper import admin, vigil
 from botproxy.keeper.answers import Answers
@@ -34,6 +35,7 @@ from botproxy.keeper.probes import Endpoint
 from botproxy.keeper.renewal import Renewals
 from botproxy.keeper.rollout import Roller
 from botproxy.keeper.store import Store
+from botproxy.keeper.superior import Superior
 from botproxy.keeper.watch import Watch
 from botproxy.keeper.workers import Offer, Workers
 
@@ -41,9 +43,6 @@ logger = logging.getLogger(__name__)
 
 DONE = 0
 MISCONFIGURED = 2
-
-ROTATION_PATIENCE = 60.0
-"""Seconds in which new workers with new ticket keys must serve."""
 
 
 def run(
@@ -53,12 +52,13 @@ def run(
     control: socket.socket,
     admin_sock: socket.socket | None,
     slots: int,
+    pulse: Pulse,
 ) -> int:
     """Be the keeper; returns the exit code of the process: 0 when told to stop, 2 for wrong input.
 
     `listener` is only read. `endpoint` is where clients come in; None when that is no TCP socket.
     `control` is the keeper's end of its link; its end is the supervisor's. Both sockets are taken over.
-    `slots`: how many workers there shall be.
+    `slots`: how many workers there shall be. `pulse`: of this process.
     """
     _be_the_keeper()
     store = Store(state_dir(config) / "certs")
@@ -72,14 +72,15 @@ def run(
         for problem in error.problems:
             data = {"problem": str(problem), "hint": problem.hint}
             logger.error("the certificates cannot be used", extra={"data": data})
+        packets.send(control, link.Failed(tuple(str(problem)[:1000] for problem in error.problems[:20])))
         return MISCONFIGURED
     _report(config, lineages, now)
-    try:
-        asyncio.run(
-            _Keeper(config, listener, endpoint, control, store, lineages, offer).run(admin_sock, slots)
-        )
-    finally:
-        control.close()
+
+    async def keep() -> None:
+        everything = _Keeper(config, listener, endpoint, control, store, lineages, offer)
+        await everything.run(admin_sock, slots, pulse)
+
+    asyncio.run(keep())
     return DONE
 
 
@@ -129,45 +130,46 @@ class _Keeper:
         lineages: Sequence[Lineage],
         offer: Offer,
     ) -> None:
-        self._control = control
+        self._over = asyncio.Event()
+        self._superior = Superior(control, self._heard, self._over.set)
         self._lineages = lineages
         self._store = store
         self._workers = Workers(offer)
-        roller = Roller(self._workers, endpoint, self._replace)
+        roller = Roller(self._workers, endpoint, self._superior.replace)
         self._renewals = Renewals(config, lineages, Ledger(store), roller, listener)
         files = [file for lineage in lineages for file in lineage.files]
         self._watch = Watch(files, config.watch, self._renewals.notice)
-        self._rotations: list[asyncio.Future[str]] = []
+        self._serving = asyncio.Event()
+        self._retiring = asyncio.Event()
 
-    async def run(self, admin_sock: socket.socket | None, slots: int) -> None:
+    async def run(self, admin_sock: socket.socket | None, slots: int, pulse: Pulse) -> None:
         loop = asyncio.get_running_loop()
-        self._over = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, self._over.set)
-        self._control.setblocking(False)
-        loop.add_reader(self._control, self._on_link)
-        server = None
-        if admin_sock is not None:
-            answers = Answers(
-                self._lineages, self._renewals, self._workers, self._watch, self._store, self._rotate, slots
-            )
-            server = await admin.serve(admin_sock, answers)
+        pulse.start(loop)
+        answers = Answers(
+            self._lineages,
+            self._renewals,
+            self._workers,
+            self._watch,
+            self._store,
+            self._superior,
+            slots,
+            pulse.vitals,
+        )
         data = {"certificates": len(self._lineages)}
         logger.info("certificates are loaded", extra={"data": data})
-        self._tell(link.Ready())
+        self._superior.tell(link.Ready())
         try:
-            await self._live()
+            await self._live(admin_sock, answers)
         finally:
-            loop.remove_reader(self._control)
+            self._superior.close()
             self._workers.close()
-            if server is not None:
-                server.close()
 
-    async def _live(self) -> None:
+    async def _live(self, admin_sock: socket.socket | None, answers: Answers) -> None:
         """Until it is over. Whatever fails here ends the keeper, and the supervisor replaces it."""
-        jobs = [
-            asyncio.ensure_future(job)
-            for job in (self._renewals.run(), self._watch.poll(), self._watch.listen(), self._over.wait())
-        ]
+        works = [self._renewals.run(), self._watch.poll(), self._watch.listen()]
+        works.append(self._answer(admin_sock, answers))
+        jobs = [asyncio.ensure_future(work) for work in (*works, self._over.wait())]
         over = jobs[-1]
         try:
             while not over.done():
@@ -182,46 +184,26 @@ class _Keeper:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
 
-    def _on_link(self) -> None:
+    async def _answer(self, admin_sock: socket.socket | None, answers: Answers) -> None:
+        """Answer the admin socket from when it is this keeper's turn, until it retires."""
+        await self._serving.wait()
+        service = None if admin_sock is None else await admin.serve(admin_sock, answers)
         try:
-            message = link.from_supervisor(self._control)
-        except PacketError as error:
-            logger.error("bad message from the supervisor", extra={"data": {"why": str(error)}})
-            return
-        except (EOFError, OSError):
-            self._over.set()  # the supervisor is gone
-            return
+            await self._retiring.wait()
+        finally:
+            if service is not None:
+                await service.close()
+        self._over.set()
+
+    def _heard(self, message: link.ToChild) -> None:
         match message:
             case link.Joined(slot=slot, pid=pid, fd=fd):
                 self._workers.join(slot, pid, socket.socket(fileno=fd))
             case link.Reload():
                 self._renewals.notice("signal")
-            case link.Rotated(problem=problem):
-                for waiting in self._rotations:
-                    if not waiting.done():
-                        waiting.set_result(problem)
-                self._rotations.clear()
-            case _:
-                pass
-
-    def _tell(self, message: link.ToSupervisor) -> None:
-        try:
-            packets.send(self._control, message)
-        except BlockingIOError:
-            logger.error("the supervisor does not listen", extra={"data": {"unsaid": type(message).__name__}})
-        except OSError:
-            self._over.set()  # the supervisor is gone
-
-    def _replace(self, pid: int, why: str) -> None:
-        logger.error("a worker is replaced", extra={"data": {"pid": pid, "why": why}})
-        self._tell(link.Replace(pid, why))
-
-    async def _rotate(self) -> str:
-        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._rotations.append(done)
-        self._tell(link.Rotate())
-        try:
-            async with asyncio.timeout(ROTATION_PATIENCE):
-                return await done
-        except TimeoutError:
-            return "the new workers did not serve in time"
+            case link.Serve():
+                self._serving.set()
+            case link.Retire():
+                self._retiring.set()
+                if not self._serving.is_set():
+                    self._over.set()

@@ -97,6 +97,11 @@ class Renewals:
         """Go back to an older generation of a certificate; `force`: also when clients would refuse it."""
         return await self._ask(Order("rollback", time.monotonic(), frozenset({name}), force, to))
 
+    async def with_old_keys(self, names: frozenset[str] | None) -> list[str]:
+        """Certificates whose key is the only one that is known of them: nothing has replaced it."""
+        chosen = [each for each in self._lineages if names is None or each.name in names]
+        return [each.name for each in chosen if not await self._ledger.replaced_a_key(each)]
+
     async def forget_older(self, names: frozenset[str] | None) -> str:
         """Remove all generations but the one that is served: their key is in wrong hands.
 

@@ -2,7 +2,8 @@
 
 Whatever has a deadline is watched here and asked a few times a second whether
 its time is up. A deadline is therefore kept to within `SWEEP` seconds, which is
-what timeouts of seconds need, and costs nothing per request.
+what timeouts of seconds need, and costs nothing per request. Nobody's time is up
+because the process itself stood still.
 """
 
 from __future__ import annotations
@@ -28,19 +29,31 @@ class Deadlines:
         self._loop = loop
         self._watched: set[Timed] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._excused = False
 
     def watch(self, timed: Timed) -> None:
         """Look after `timed` until `forget`."""
         self._watched.add(timed)
         if self._timer is None:
-            self._timer = self._loop.call_later(SWEEP, self._sweep)
+            self._arm()
+
+    def _arm(self) -> None:
+        self._due = self._loop.time() + SWEEP
+        self._timer = self._loop.call_later(SWEEP, self._sweep)
 
     def forget(self, timed: Timed) -> None:
         self._watched.discard(timed)
 
     def _sweep(self) -> None:
         # Armed before anything is asked, so that one failure does not end all deadlines.
-        self._timer = self._loop.call_later(SWEEP, self._sweep) if self._watched else None
-        now = self._loop.time()
+        now, due = self._loop.time(), self._due
+        self._timer = None
+        if self._watched:
+            self._arm()
+        # The process stood still: what has come meanwhile was in time, and is read before the next sweep.
+        self._excused = not self._excused and now - due > SWEEP
+        if self._excused:
+            return
         for timed in tuple(self._watched):
             timed.check(now)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -22,13 +23,14 @@ from math import inf
 
 from botproxy.net.deadlines import Deadlines
 
-READ_SIZE = 65536
-READ_LIMIT = 65536
+READ_SIZE = 24 * 1024
+READ_LIMIT = 16 * 1024
 """Unread bytes above which the socket is left alone; one more read may be on top."""
-WRITE_HIGH = 96 * 1024
+WRITE_HIGH = 16 * 1024
 """Unsent bytes above which `drain` waits. With the largest single write (`READ_LIMIT` and one more read of
-the other side, 128 KiB, and its chunk framing) the buffer stays below 256 KiB."""
-WRITE_LOW = 32 * 1024
+the other side, 40 KiB, and its chunk framing) the buffer stays below 64 KiB. All of it is less than a
+hundred times what a client sends that asks for much and reads nothing (`bench/attacks`)."""
+WRITE_LOW = 8 * 1024
 LINGER_SECONDS = 10.0
 """How long a peer may go on sending after our last byte. A peer that sends everything before it reads
 (Python's http.client does) would lose the answer to a reset."""
@@ -170,6 +172,8 @@ class SocketStream:
                 self._reader.set_result(None)
         elif len(self._inbox) >= READ_LIMIT:
             self._pause()
+        if code := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._break(OSError(code, os.strerror(code)))
 
     def _end(self) -> None:
         self.ended = True

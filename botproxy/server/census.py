@@ -10,6 +10,7 @@ lock: a lost race admits one request too many, never one too few for ever.
 
 from __future__ import annotations
 
+import bisect
 import math
 import mmap
 import time
@@ -20,48 +21,71 @@ from botproxy.config.schema import RateLimit
 from botproxy.policy.limits import address_key, admit
 
 BUCKETS = 65536
+_ROW = BUCKETS + 1
+
+
+class Seats:
+    """The rows of the counts, one for each worker that lives; the supervisor gives them out."""
+
+    def __init__(self, most: int) -> None:
+        self._free = list(range(most))
+        self._used = memoryview(mmap.mmap(-1, 4)).cast("I")
+        # One more than the buckets: the last cell of a row counts all connections of its worker.
+        self.counts = memoryview(mmap.mmap(-1, most * _ROW * 4)).cast("I")
+
+    @property
+    def used(self) -> int:
+        """Rows from the first on that may hold something."""
+        return self._used[0]
+
+    def take(self) -> int | None:
+        """The lowest seat that is free; None when there is none."""
+        if not self._free:
+            return None
+        seat = self._free.pop(0)
+        self._used[0] = max(self._used[0], seat + 1)
+        return seat
+
+    def leave(self, seat: int) -> None:
+        """Whoever sat there has ended, and its connections are gone."""
+        self.counts[seat * _ROW : (seat + 1) * _ROW] = memoryview(bytes(_ROW * 4)).cast("I")
+        bisect.insort(self._free, seat)
 
 
 class Census:
     """How many connections are open, in all workers and for each address."""
 
-    def __init__(self, seats: int, total: int, per_address: int) -> None:
+    def __init__(self, seats: Seats, total: int, per_address: int) -> None:
         self._seats = seats
+        self._counts = seats.counts
         self._total = total
         self._per_address = per_address
-        # One more than the buckets: the last cell of a row counts all connections of its worker.
-        self._counts = memoryview(mmap.mmap(-1, seats * (BUCKETS + 1) * 4)).cast("I")
 
     def enter(self, seat: int, address: str, *, exempt: bool = False) -> bool:
         """Count a connection of the worker in `seat` unless a limit forbids it. `exempt`: a trusted proxy."""
-        counts, row = self._counts, BUCKETS + 1
-        if sum(counts[each * row + BUCKETS] for each in range(self._seats)) >= self._total:
+        if self._sum(BUCKETS) >= self._total:
             return False
-        bucket = _bucket(address)
         if not exempt:
-            here = sum(counts[each * row + bucket] for each in range(self._seats))
-            if here >= self._per_address:
+            bucket = _bucket(address)
+            if self._sum(bucket) >= self._per_address:
                 return False
-            counts[seat * row + bucket] += 1
-        counts[seat * row + BUCKETS] += 1
+            self._counts[seat * _ROW + bucket] += 1
+        self._counts[seat * _ROW + BUCKETS] += 1
         return True
 
     def leave(self, seat: int, address: str, *, exempt: bool = False) -> None:
         """Take back what `enter` counted."""
-        row = BUCKETS + 1
-        self._counts[seat * row + BUCKETS] -= 1
+        self._counts[seat * _ROW + BUCKETS] -= 1
         if not exempt:
-            self._counts[seat * row + _bucket(address)] -= 1
-
-    def forget(self, seat: int) -> None:
-        """A worker died: its connections are gone."""
-        row = BUCKETS + 1
-        self._counts[seat * row : (seat + 1) * row] = memoryview(bytes(row * 4)).cast("I")
+            self._counts[seat * _ROW + _bucket(address)] -= 1
 
     def open(self) -> int:
         """Connections open now, in all workers."""
-        row = BUCKETS + 1
-        return sum(self._counts[each * row + BUCKETS] for each in range(self._seats))
+        return self._sum(BUCKETS)
+
+    def _sum(self, cell: int) -> int:
+        counts = self._counts
+        return sum([counts[at] for at in range(cell, self._seats.used * _ROW, _ROW)])
 
 
 class SharedLimiter:

@@ -8,6 +8,7 @@ side can be replaced. Who is started when, and why, is `server.supervisor`'s bus
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import selectors
@@ -15,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 
 from botproxy.control import packets
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 CRASHED = 70
 """Exit status of a child that ended by an error of ours (EX_SOFTWARE)."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2)
 """Those that the supervisor answers."""
 
 
@@ -49,21 +50,29 @@ class Child:
     """A process of ours."""
 
     name: str
-    """For the log: `keeper`, `worker 0`."""
+    """For the log: `keeper`, `worker 0`, `successor`, `bot`."""
     slot: int | None = None
-    """Worker slot; None for the keeper."""
-    seat: int = 0
-    """Of a worker, in the census."""
+    """Of a worker."""
+    seat: int | None = None
+    """Of keeper and workers, among the vitals; of a worker also in the census."""
     channel: Channel | None = None
     """Of a worker, until it retires."""
     pid: int = 0
-    link: socket.socket = field(init=False)
+    link: socket.socket | None = None
     started: float = 0.0
     ready: bool = False
     retired: int | None = None
-    """Which change of workers it gave way to; None: it has not."""
+    """Which change of teams it gave way to; None: it has not."""
     kill_at: float = inf
     """Monotonic seconds at which it is killed if it is still there."""
+    doomed: bool = False
+    """Whether it was killed, and is only to be reaped."""
+    problems: tuple[str, ...] = ()
+    """Why it could not do its work."""
+
+    @property
+    def is_worker(self) -> bool:
+        return self.slot is not None
 
 
 class Children:
@@ -80,10 +89,7 @@ class Children:
         return len(self.by_pid)
 
     def fork(
-        self,
-        child: Child,
-        foreign: Iterable[socket.socket],
-        body: Callable[[socket.socket], int],
+        self, child: Child, foreign: Iterable[socket.socket], body: Callable[[socket.socket], int]
     ) -> None:
         """Start `body`, given its end of the link, as `child`. `foreign`: what it must not hold.
 
@@ -110,6 +116,8 @@ class Children:
 
     def tell(self, child: Child, message: object) -> None:
         """Say something to `child`; one that does not listen is ended."""
+        if child.link is None:
+            return
         try:
             packets.send(child.link, message)
         except BlockingIOError:
@@ -120,13 +128,25 @@ class Children:
 
     def deafen(self, child: Child) -> None:
         """Its link has ended."""
-        if child.link in self._selector.get_map():
+        if child.link is not None and child.link in self._selector.get_map():
             self._selector.unregister(child.link)
 
     def signal(self, children: Iterable[Child], number: signal.Signals) -> None:
         for child in children:
-            if child.pid in self.by_pid:
+            if child.pid not in self.by_pid:
+                continue
+            try:
                 os.kill(child.pid, number)
+            except PermissionError:
+                data = {"process": child.name, "hint": "give CAP_KILL as well, or start as another account"}
+                logger.error("a process of another account may not be told to end", extra={"data": data})
+                self._hang_up(child)  # it ends in order when its link does
+
+    def _hang_up(self, child: Child) -> None:
+        if child.link is not None:
+            self.deafen(child)
+            child.link.close()
+            child.link = None
 
     def reap(self) -> list[tuple[Child, int]]:
         """Those who have ended since the last time, with their exit codes."""
@@ -142,7 +162,8 @@ class Children:
             if child is None:
                 continue  # an orphan that was given to us
             self.deafen(child)
-            child.link.close()
+            if child.link is not None:
+                child.link.close()
             if child.channel is not None:
                 child.channel.close()
             ended.append((child, os.waitstatus_to_exitcode(status)))
@@ -159,14 +180,18 @@ class Children:
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            for ignored in (signal.SIGINT, signal.SIGHUP):  # the terminal sends them to all of us
+            # The terminal sends the first two to all of us; an upgrade is the supervisor's affair.
+            for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
                 signal.signal(ignored, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            # One that hangs is ended by SIGABRT, and shall say where it hung.
+            faulthandler.enable(all_threads=True)
             # What is held here by accident would hide its owner's death from those at the other end.
             for sock in foreign:
                 sock.close()
             for sibling in self.by_pid.values():
-                sibling.link.close()
+                if sibling.link is not None:
+                    sibling.link.close()
                 if sibling.channel is not None:
                     sibling.channel.close()
             if child.channel is not None:

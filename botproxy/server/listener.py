@@ -47,7 +47,7 @@ class Listener:
         sock: socket.socket,
         loop: asyncio.AbstractEventLoop,
         start: Callable[[socket.socket, Any], None],
-        relieve: Callable[[], None],
+        relieve: Callable[[], object],
     ) -> None:
         """`relieve` frees descriptors that can be spared; called when there are none left."""
         self.sock = sock

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 SLOW_HANDSHAKE = 1.0
 """Seconds after which an unfinished handshake must make room for a new one when there are too many."""
+UNSENT = 64 * 1024
+"""Bytes in the kernel that the network has not taken; above it the socket is not writable."""
 SHED_AT_ONCE = 64
 """Idle connections closed when descriptors run out."""
 
@@ -90,6 +92,7 @@ class Reception:
         """TLS connections without a finished handshake, oldest first, and since when."""
         self._making_room: asyncio.TimerHandle | None = None
         self._draining = False
+        self._paused = False
 
     # Beginning
 
@@ -100,7 +103,7 @@ class Reception:
             def arrive(sock: socket.socket, address: Any, bound: Bound = bound) -> None:
                 self._arrive(bound, sock, address)
 
-            listener = Listener(bound.sock, self._loop, arrive, self._shed)
+            listener = Listener(bound.sock, self._loop, arrive, self.shed)
             self._listeners.append(listener)
             if bound.tls:
                 self._tls_listeners.append(listener)
@@ -160,6 +163,11 @@ class Reception:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            # A network that is gone takes nothing and says nothing (RFC 5482).
+            patience = int(self._timeouts.write * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
+            # Else the kernel takes megabytes for a client that does not read, all of them encrypted by us.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         if bound.tls:
             return await self._shake(sock, peer)
         return SocketStream(sock, self._loop, self._deadlines), None
@@ -264,7 +272,7 @@ class Reception:
             self._accept_tls(len(self._shaking) < self._handshake_limit)
 
     def _accept_tls(self, accepting: bool) -> None:
-        for listener in self._tls_listeners:
+        for listener in () if self._paused else self._tls_listeners:
             if accepting:
                 listener.start()
             else:
@@ -287,22 +295,38 @@ class Reception:
 
     # Ending
 
-    def _shed(self) -> None:
-        """Descriptors ran out: close connections that wait for nothing but another request."""
-        idle = [connection for connection in self._connections if connection.is_idle]
-        for connection in idle[:SHED_AT_ONCE]:
-            connection.drain()
+    def shed(self, patience: float = 0.0) -> int:
+        """Descriptors or memory run out: close connections that wait for nothing but another request.
 
-    async def drain(self, cut: asyncio.Event) -> int:
+        `patience`: seconds that they get for a last one. Returns how many.
+        """
+        idle = [connection for connection in self._connections if connection.is_idle][:SHED_AT_ONCE]
+        for connection in idle:
+            connection.drain(patience)
+        return len(idle)
+
+    def pause(self) -> None:
+        """Leave new connections in the queue until `resume`."""
+        self._paused = True
+        for listener in self._listeners:
+            listener.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        for listener in self._listeners:
+            listener.start()
+
+    async def drain(self, cut: asyncio.Event, patience: float) -> int:
         """Accept no more, answer what is under way; at `cut` end the rest.
 
-        Returns how many connections had to be ended.
+        `patience`: seconds that idle connections get for a last request. Returns how many connections had
+        to be ended.
         """
         self._draining = True
         for listener in self._listeners:
             listener.stop()
         for connection in tuple(self._connections):
-            connection.drain()
+            connection.drain(patience)
         ends = {self._loop.create_task(event.wait()) for event in (self._empty, cut)}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:

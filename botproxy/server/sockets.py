@@ -2,7 +2,8 @@
 
 Every slot has its own SO_REUSEPORT socket, so that the kernel spreads the
 connections, and a slot's socket outlives its worker, so that connections queued
-for a worker that died are served by its replacement. Nothing is accepted here.
+for a worker that died are served by its replacement. An address that stays configured
+keeps its sockets, whatever else changes. Nothing is accepted here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from botproxy.config.schema import Listen, Network, split_address
@@ -43,31 +44,122 @@ class Bound:
         object.__setattr__(self, "port", port_of(self.sock))
 
 
+Key = tuple[bool, str]
+"""Whether TLS is spoken, and the listening address as it is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """Which worker slot accepts from which sockets."""
+
+    slots: list[list[Bound]]
+    opened: list[tuple[Key, socket.socket]]
+    """Those that were not open before."""
+
+
 def port_of(sock: socket.socket) -> int:
     """The port `sock` is bound to; 0 for a Unix socket."""
     name = sock.getsockname()
     return int(name[1]) if isinstance(name, tuple) else 0
 
 
-def bind_all(listens: Sequence[Listen], plain: Sequence[Listen], workers: int) -> list[list[Bound]]:
-    """For each worker slot its sockets. Raises BindError; then nothing stays bound."""
-    slots: list[list[Bound]] = [[] for _ in range(workers)]
-    try:
-        for tls, group in ((True, listens), (False, plain)):
-            for listen in (each for entry in group for each in _expand(entry)):
-                shared = listen.address.startswith("fd:")
-                for slot, sock in zip(slots, _bind(listen.address, workers), strict=True):
-                    slot.append(Bound(sock, tls, listen.proxy_protocol_from, shared))
-    except BaseException:
-        close_all(slots)
-        raise
-    return slots
+class Listening:
+    """Every socket that is listened on, kept over changes of workers and of the configuration."""
 
+    def __init__(self, handed: Mapping[Key, Sequence[socket.socket]] | None = None) -> None:
+        """`handed`: sockets that a predecessor passed on."""
+        self._open = {key: list(socks) for key, socks in (handed or {}).items()}
+        self._passed = _passed_by_manager()
+        # Numbers that were there before us; any other that a configuration may name is one of our own.
+        self._given = {int(name) for name in os.listdir("/proc/self/fd")}
 
-def close_all(slots: Sequence[Sequence[Bound]]) -> None:
-    for slot in slots:
-        for bound in slot:
-            bound.sock.close()
+    def arrange(self, listens: Sequence[Listen], plain: Sequence[Listen], slots: int) -> Arrangement:
+        """For each worker slot its sockets: those that are open, and new ones where any are missing.
+
+        Raises BindError; then nothing new stays open.
+        """
+        arrangement = Arrangement([[] for _ in range(slots)], [])
+        try:
+            for tls, group in ((True, listens), (False, plain)):
+                for listen in (each for entry in group for each in self._expand(entry)):
+                    socks = self._enough((tls, listen.address), slots, arrangement)
+                    shared = listen.address.startswith("fd:")
+                    # More sockets than workers, where there were more workers before: none may be closed,
+                    # for the connections in its queue would be reset.
+                    for number, sock in enumerate(socks):
+                        bound = Bound(sock, tls, listen.proxy_protocol_from, shared)
+                        arrangement.slots[number % slots].append(bound)
+        except BaseException:
+            self.undo(arrangement)
+            raise
+        return arrangement
+
+    def undo(self, arrangement: Arrangement) -> None:
+        """Close what was opened for an arrangement that is not used."""
+        for key, sock in arrangement.opened:
+            sock.close()
+            self._open[key].remove(sock)
+            if not self._open[key]:
+                del self._open[key]
+        arrangement.opened.clear()
+
+    def keep_only(self, arrangement: Arrangement) -> None:
+        """Close what an arrangement does not use."""
+        used = {bound.sock for slot in arrangement.slots for bound in slot}
+        for key, socks in list(self._open.items()):
+            if used.isdisjoint(socks):
+                for sock in socks:
+                    sock.close()
+                del self._open[key]
+
+    def sockets(self) -> dict[Key, list[socket.socket]]:
+        """All of them, for a successor."""
+        return self._open
+
+    def flat(self) -> list[socket.socket]:
+        """All of them, for somebody who must not hold any."""
+        return [sock for socks in self._open.values() for sock in socks]
+
+    def close(self, but: Sequence[Bound] = ()) -> None:
+        """Close all, but those of one worker."""
+        kept = {bound.sock for bound in but}
+        for sock in self.flat():
+            if sock not in kept:
+                sock.close()
+
+    def _enough(self, key: Key, slots: int, arrangement: Arrangement) -> list[socket.socket]:
+        """The sockets of `key`, at least one for each slot."""
+        address = key[1]
+        socks = self._open.setdefault(key, [])
+        ports = {port_of(sock) for each in self._open.values() for sock in each}
+        try:
+            while len(socks) < slots:
+                if address.startswith("fd:") and int(address[3:]) not in self._given:
+                    raise BindError(
+                        f'cannot use "{address}": it was not open when botproxy was started; '
+                        "pass a listening socket with that number"
+                    )
+                sock = _another(address, socks, ports)
+                socks.append(sock)
+                arrangement.opened.append((key, sock))
+        finally:
+            if not socks:
+                del self._open[key]
+        return socks
+
+    def _expand(self, listen: Listen) -> list[Listen]:
+        """`systemd` stands for every socket that the service manager passed, `systemd:NAME` for some."""
+        if not listen.address.startswith("systemd"):
+            return [listen]
+        _, _, name = listen.address.partition(":")
+        found = [fd for fd, called in self._passed if name in ("", called)]
+        if not found:
+            known = ", ".join(sorted({called for _, called in self._passed})) or "none"
+            raise BindError(
+                f'cannot use "{listen.address}": no such socket was passed (there are: {known}); '
+                "start botproxy from a .socket unit, with FileDescriptorName= for a name"
+            )
+        return [Listen(address=f"fd:{fd}", proxy_protocol_from=listen.proxy_protocol_from) for fd in found]
 
 
 def endpoint_of(bounds: Sequence[Bound]) -> Endpoint | None:
@@ -86,35 +178,38 @@ def endpoint_of(bounds: Sequence[Bound]) -> Endpoint | None:
     return None
 
 
-def _expand(listen: Listen) -> list[Listen]:
-    """`systemd` stands for every socket that the service manager passed (sd_listen_fds(3))."""
-    if listen.address != "systemd":
-        return [listen]
-    passed = os.environ.get("LISTEN_FDS", "0") if os.environ.get("LISTEN_PID") == str(os.getpid()) else "0"
-    if not passed.isdigit() or passed == "0":
-        raise BindError('cannot use "systemd": no socket was passed; start botproxy from a .socket unit')
-    return [
-        Listen(address=f"fd:{fd}", proxy_protocol_from=listen.proxy_protocol_from)
-        for fd in range(_FIRST_PASSED, _FIRST_PASSED + int(passed))
-    ]
+def url_of(bound: Bound) -> str:
+    """Where a browser on this machine finds a TLS listener."""
+    host, port = bound.sock.getsockname()[:2]
+    if host in ("::", "0.0.0.0"):
+        host = "localhost"
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
-def _bind(address: str, workers: int) -> list[socket.socket]:
+def _passed_by_manager() -> list[tuple[int, str]]:
+    """Descriptors and names of the sockets that the service manager passed (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count, names = os.environ.get("LISTEN_FDS", "0"), os.environ.get("LISTEN_FDNAMES", "").split(":")
+    fds = range(_FIRST_PASSED, _FIRST_PASSED + (int(count) if count.isdigit() else 0))
+    return [(fd, names[at] if at < len(names) else "") for at, fd in enumerate(fds)]
+
+
+def _another(address: str, socks: Sequence[socket.socket], ports: Set[int]) -> socket.socket:
+    """One more socket for `address`, beside `socks`. `ports`: on which we listen already."""
     if address.startswith("fd:"):
-        return _inherited(address, workers)
+        return socks[0].dup() if socks else _inherited(address)
     host, port = split_address(address)
-    socks: list[socket.socket] = []
+    port = port_of(socks[0]) if socks else port  # port 0: the others share what the first was given
     try:
-        # SO_REUSEPORT would let a second botproxy share the port and take half of the connections.
-        _listen(host, port, shared=False).close()
-        for _ in range(workers):
-            socks.append(_listen(host, port))
-            port = port_of(socks[0])  # port 0: the others share what the first was given
+        if not socks and port not in ports:
+            # SO_REUSEPORT would let a second botproxy share the port and take half of the connections.
+            _listen(host, port, shared=False).close()
+        return _listen(host, port)
+    except UnicodeError as error:
+        raise BindError(f'cannot listen on "{address}": this is no name of a host') from error
     except OSError as error:
-        for sock in socks:
-            sock.close()
         raise BindError(f'cannot listen on "{address}": {_advice(error, port)}') from error
-    return socks
 
 
 def _listen(host: str, port: int, *, shared: bool = True) -> socket.socket:
@@ -145,20 +240,20 @@ def _open(host: str, port: int, *, dual_stack: bool, shared: bool) -> socket.soc
     return sock
 
 
-def _inherited(address: str, workers: int) -> list[socket.socket]:
-    """All slots share a socket that somebody else opened for us."""
+def _inherited(address: str) -> socket.socket:
+    """A socket that somebody else opened for us."""
     try:
-        first = socket.socket(fileno=int(address.removeprefix("fd:")))
+        sock = socket.socket(fileno=int(address.removeprefix("fd:")))
     except OSError as error:
         raise BindError(
             f'cannot use "{address}": {os.strerror(error.errno or errno.EBADF).lower()}; '
             "pass a listening socket with that number"
         ) from error
-    if not first.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        first.close()
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.detach()  # whoever's it is
         raise BindError(f'"{address}" is a socket that does not listen')
-    first.setblocking(False)
-    return [first, *(first.dup() for _ in range(workers - 1))]
+    sock.setblocking(False)
+    return sock
 
 
 def _advice(error: OSError, port: int) -> str:

@@ -1,18 +1,16 @@
 """The process that owns everything that must outlive a worker.
 
-Binds the listening sockets, makes the certificate-less TLS context (whose ticket
-keys every worker inherits) and the shared counts, forks the keeper and the workers,
-replaces those that die, has new ones take over from old ones when the ticket keys
-change, and turns signals into all of this. It has one thread and no event loop, because
-it forks; it reads no request and no key.
+Holds the listening sockets, the counts and the vitals that all share; ends processes that
+hang, has a new team take over from an old one when the configuration or the ticket keys
+change, and a successor when the program itself does. Turns signals into all of this. It
+has one thread and no event loop, because it forks; it reads no request and no key.
 
-Uses `server.children`. After: `keeper.process`, `server.worker`.
+Uses `server.crew`, `server.team`, `server.upgrade`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import logging
 import os
@@ -20,136 +18,121 @@ import random
 import selectors
 import signal
 import socket
-import ssl
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
+from botproxy import __version__
 from botproxy.config.schema import Config
-from botproxy.config.state import admin_socket, make_state_dir
+from botproxy.config.state import make_state_dir
 from botproxy.control import link
 from botproxy.control.packets import PacketError
-from botproxy.keeper import admin
-from botproxy.keeper import process as keeper
-from botproxy.observe import logs
-from botproxy.server import privileges, sockets
-from botproxy.server.census import Census, SharedLimiter
-from botproxy.server.children import SIGNALS, Channel, Child, Children
-from botproxy.server.worker import CUT, Worker
-from botproxy.tls.context import listener_context
-from botproxy.upstream.dial import verifications
+from botproxy.errors import ConfigError
+from botproxy.server import privileges, sockets, upgrade
+from botproxy.server.bot import Bot, adopt_orphans, exit_code
+from botproxy.server.children import SIGNALS, Child, Children
+from botproxy.server.crew import DRAINING, GRACE_AFTER_CUT, Crew
+from botproxy.server.desk import Desk
+from botproxy.server.notify import Notifier
+from botproxy.server.staff import HANGING, START_PATIENCE, Staff
+from botproxy.server.team import Team, assemble, check_change
+from botproxy.server.worker import CUT
 
 logger = logging.getLogger(__name__)
 
 FAILED = 1
 MISCONFIGURED = 2
-START_PATIENCE = 30.0
-"""Seconds within which every process must be ready, at the start and when workers change."""
-LONGEST_SLEEP = 5.0
+LONGEST_SLEEP = 1.0
 GRACE_AFTER_DRAIN = 5.0
 """What workers get beyond the drain time before they are killed."""
-GRACE_AFTER_CUT = 3.0
-FIRST_BACKOFF = 0.1
-LONGEST_BACKOFF = 30.0
-STABLE_AFTER = 10.0
-"""A process that lived this long starts its back-off anew."""
-DRAINING = 2
-"""Changes of workers whose old ones may still drain; those of earlier ones are ended."""
-SEATS = 2 + DRAINING
-"""For each slot: one that serves, one that comes, those that drain."""
-KEEPER = -1
-"""Its place among the slots, for back-off."""
-
-
-@dataclass(slots=True)
-class _Shift:
-    """Workers that are about to take over, with ticket keys of their own."""
-
-    context: ssl.SSLContext
-    begun: float
-    workers: dict[int, Child] = field(default_factory=dict)
+STORM = 0.2
+"""Seconds in which several wishes to reload become one."""
+MOST_PROCESSES = 64 * (3 + DRAINING)
+"""Of 64 slots: those that serve, that come, that drain, and that were just cut."""
 
 
 class Supervisor:
     """One run of botproxy."""
 
-    def __init__(self, config: Config, announce: Callable[[list[str]], None] | None = None) -> None:
-        """`announce` is called with the https addresses once every worker serves."""
+    def __init__(
+        self,
+        config: Config,
+        *,
+        announce: Callable[[list[str]], None] | None = None,
+        read_again: Callable[[], Config] | None = None,
+        bot: Sequence[str] = (),
+    ) -> None:
+        """`announce` is called with the https addresses once every worker serves.
+
+        `read_again` reads the configuration anew or raises ConfigError; None: it cannot change.
+        `bot`: the command that starts it; empty: somebody else does.
+        """
         self._config = config
         self._announce = announce
-        self._slots = range(os.cpu_count() or 1 if config.workers == "auto" else config.workers)
+        self._read_again = read_again
+        # What must outlive everybody
+        self._notifier = Notifier(os.environ)
+        self._inherited = upgrade.inherit(os.environ)
+        self._stays = os.getpid() == 1 or self._inherited.stays
+        self._listening = sockets.Listening(self._inherited.listening)
+        self._desk = Desk(self._inherited.admin)
         self._selector = selectors.DefaultSelector()
         self._children = Children(self._selector)
-        self._keeper: Child | None = None
-        self._workers: dict[int, Child] = {}
-        """Who serves, by slot."""
-        self._shift: _Shift | None = None
-        self._shifts = 0
-        self._seats = set(range(len(self._slots) * SEATS))
-        self._due: dict[int, float] = {}
-        """When to start again what ended, by slot."""
-        self._backoff = dict.fromkeys((*self._slots, KEEPER), FIRST_BACKOFF)
+        self._staff = Staff(self._children, self._listening, MOST_PROCESSES)
+        self._crew = Crew(self._staff, self._children, self._listening, self._concluded)
+        self._bot = Bot(bot, self._children, self._not_for_bots) if bot else None
+        self._successor: Child | None = None
+        """A new version of this program, which is about to take over for good."""
+        # When to do what, in monotonic seconds
+        self._reload_at = inf
+        self._rotate_at = inf
+        self._alive_at = 0.0
+        self._awake = time.monotonic()
+        self._start_by = self._awake + START_PATIENCE
+        # How far it has come
         self._ever_ready = False
         self._stopping = False
         self._exit = 0
-        self._start_by = time.monotonic() + START_PATIENCE
 
     def run(self) -> int:
-        """Serve until told to stop. Returns the exit status; raises ConfigError before anything is begun."""
-        self._verifications = verifications(self._config.upstreams)
-        make_state_dir(self._config)
-        path = admin_socket(self._config)
-        self._admin = admin.bind(path) if path is not None else None
+        """Serve until told to stop; blocks and forks.
+
+        Returns the exit status; raises ConfigError before anything is begun.
+        """
         try:
+            make_state_dir(self._config)
+            self._desk.open(self._config)
             try:
-                self._account = privileges.worker_account(self._config.user)
-                self._bounds = sockets.bind_all(
-                    self._config.listen, self._config.plain_listen, len(self._slots)
-                )
-            except (privileges.PrivilegeError, sockets.BindError) as error:
+                team = assemble(self._config, self._listening, self._staff.seats, None)
+            except sockets.BindError as error:
                 logger.error("cannot start", extra={"data": {"why": str(error)}})
                 return FAILED
-            self._prepare()
-            try:
-                with self._signals():
-                    self._start_keeper()
-                    while self._children or (self._due and not self._stopping):
-                        self._turn()
-            finally:
-                sockets.close_all(self._bounds)
+            privileges.name_process("botproxy-super")
+            privileges.close_ranks()
+            gc.collect()
+            gc.freeze()  # what exists now is shared with the children and should stay untouched
+            with self._signals():
+                self._crew.start(team, self._desk.sock, self._foreign)
+                if self._bot is not None:
+                    adopt_orphans()
+                    self._bot.account = team.account
+                    self._bot.start()
+                while self._is_needed():
+                    self._turn()
         finally:
-            if self._admin is not None and path is not None:
-                self._admin.close()
-                path.unlink(missing_ok=True)
+            self._listening.close()
+            self._desk.close()
         return self._exit
-
-    # Start
-
-    def _prepare(self) -> None:
-        config = self._config
-        privileges.name_process("botproxy-super")
-        allowed = privileges.connections_within(privileges.raise_descriptor_limit(), len(config.upstreams))
-        total = min(config.limits.connections, allowed)
-        if total < config.limits.connections:
-            logger.warning(
-                "limits.connections lowered to fit the limit on open files",
-                extra={"data": {"from": config.limits.connections, "to": total}},
-            )
-        self._census = Census(len(self._seats), total, config.limits.connections_per_address)
-        self._limiter = SharedLimiter(config.limits.rate, [route.rate for route in config.routes])
-        self._context = listener_context(config.tls)
-        self._shift_at = self._next_shift()
-        gc.collect()
-        gc.freeze()  # what exists now is shared with the children and should stay untouched
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Signals become bytes in a socket, which `_turn` waits for beside the children's links."""
         self._wakeup, far = socket.socketpair()
-        self._far = far
-        for sock in (self._wakeup, far):
+        self._foreign = [self._wakeup, far]
+        for sock in self._foreign:
             sock.setblocking(False)
+        if self._inherited.link is not None:
+            self._foreign.append(self._inherited.link)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
@@ -160,76 +143,22 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._selector.close()
-            self._wakeup.close()
-            far.close()
-
-    def _start_keeper(self) -> None:
-        endpoint = sockets.endpoint_of(self._bounds[0])
-
-        def body(control: socket.socket) -> int:
-            privileges.name_process("botproxy-keeper")
-            sockets.close_all(self._bounds)
-            logs.setup(self._config.log.level, process="keeper")
-            slots = len(self._slots)
-            return keeper.run(self._config, self._context, endpoint, control, self._admin, slots)
-
-        child = Child("keeper")
-        self._children.fork(child, (self._wakeup, self._far), body)
-        self._keeper = child
-        for worker in (*self._workers.values(), *(self._shift.workers.values() if self._shift else ())):
-            self._introduce(worker)
-
-    def _start_worker(self, slot: int, context: ssl.SSLContext) -> Child:
-        """Raises OSError when the machine has no room for another process."""
-        if not self._seats:
-            raise OSError(errno.EAGAIN, "too many earlier workers still drain")
-        child = Child(f"worker {slot}", slot, self._seats.pop(), Channel.make())
-
-        def body(control: socket.socket) -> int:
-            for other, bounds in enumerate(self._bounds):
-                if other != slot:
-                    sockets.close_all([bounds])
-            if self._admin is not None:
-                self._admin.close()
-            privileges.name_process("botproxy-worker")
-            privileges.drop(self._account)
-            assert child.channel is not None
-            worker = Worker(
-                self._config,
-                slot,
-                child.seat,
-                self._bounds[slot],
-                context,
-                child.channel.worker,
-                control,
-                self._census,
-                self._limiter,
-                self._verifications,
-            )
-            return worker.run()
-
-        try:
-            self._children.fork(child, (self._wakeup, self._far), body)
-        except OSError:
-            self._seats.add(child.seat)
-            assert child.channel is not None
-            child.channel.close()
-            raise
-        self._introduce(child)
-        return child
-
-    def _introduce(self, worker: Child) -> None:
-        """Make a worker known to the keeper."""
-        if self._keeper is not None and worker.channel is not None and worker.slot is not None:
-            fd = worker.channel.keeper.fileno()
-            self._children.tell(self._keeper, link.Joined(worker.slot, worker.pid, fd))
+            for sock in self._foreign:
+                sock.close()
 
     # Life
 
+    def _is_needed(self) -> bool:
+        if self._crew.backoff.plans and not self._stopping:
+            return True
+        # A container lives as long as its first process: that one stays, and passes on what it is told. So
+        # do those between it and the one that serves, for it knows only the first of them.
+        stays = self._stays
+        return any(child is not self._successor or stays or not child.ready for child in self._children)
+
     def _turn(self) -> None:
         now = time.monotonic()
-        kills = [child.kill_at for child in self._children]
-        wake_at = min([*kills, *self._due.values(), self._shift_at, now + LONGEST_SLEEP])
+        wake_at = min([*self._plans(), now + min(LONGEST_SLEEP, self._notifier.watchdog or inf)])
         for key, _ in self._selector.select(max(0.0, wake_at - now)):
             if key.fileobj is self._wakeup:
                 for number in set(self._wakeup.recv(4096)):
@@ -238,46 +167,48 @@ class Supervisor:
                 self._on_link(key.data)  # unless it was reaped in this very turn
         self._on_time(time.monotonic())
 
-    def _on_time(self, now: float) -> None:
+    def _plans(self) -> Iterator[float]:
+        """When something is to be done, in monotonic seconds. What has to wait for something else is not
+        among them, for its time may have passed already."""
         for child in self._children:
-            if now >= child.kill_at:
-                child.kill_at = inf
-                self._children.signal([child], signal.SIGKILL)
+            yield child.kill_at
         if self._stopping:
             return
-        for slot in [slot for slot, due in self._due.items() if now >= due]:
-            del self._due[slot]
-            self._begin_again(slot)
-        for child in self._children:
-            if self._ever_ready and not child.ready and now >= child.started + START_PATIENCE:
-                data = {"process": child.name, "pid": child.pid, "seconds": START_PATIENCE}
-                logger.error("a process does not become ready and is replaced", extra={"data": data})
-                self._children.signal([child], signal.SIGKILL)
-        if now >= self._start_by and not self._ever_ready:
-            logger.error("cannot start", extra={"data": {"why": "not every process became ready in time"}})
-            self._exit = FAILED
-            self._stop()
-        elif now >= self._shift_at and self._ever_ready:
-            self._begin_shift()
-        if self._shift is not None and now >= self._shift.begun + START_PATIENCE:
-            self._give_up_shift("the new workers did not become ready in time")
+        yield from self._crew.backoff.plans.values()
+        if self._bot is not None:
+            yield self._bot.start_at
+        if self._ever_ready and not self._is_changing:
+            yield self._reload_at
+
+    @property
+    def _is_changing(self) -> bool:
+        """One change after the other."""
+        return self._crew.coming is not None or self._successor is not None
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
             for child, code in self._children.reap():
                 self._bury(child, code)
+        elif self._successor is not None and self._successor.ready:
+            self._children.signal([self._successor], signal.Signals(number))
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._end_workers()
         elif number in (signal.SIGTERM, signal.SIGINT):
             if self._stopping:
                 logger.warning("cutting connections")
-                self._children.signal(self._everybody_else(), CUT)
-                self._kill_after(GRACE_AFTER_CUT)
+                self._children.signal(self._workers_alive(), CUT)
+                if self._bot is not None:
+                    self._bot.stop()
+                self._kill_within(GRACE_AFTER_CUT)
             else:
                 self._stop()
-        elif number == signal.SIGHUP and self._keeper is not None:
-            logger.info("told to look at the certificates again")
-            self._children.tell(self._keeper, link.Reload())
+        elif number == signal.SIGHUP:
+            self._reload_at = min(self._reload_at, time.monotonic() + STORM)
+        elif number == signal.SIGUSR2:
+            self._begin_upgrade()
 
     def _on_link(self, child: Child) -> None:
+        assert child.link is not None
         try:
             message = link.from_child(child.link)
         except PacketError as error:
@@ -293,164 +224,270 @@ class Supervisor:
             case link.Ready():
                 child.ready = True
                 self._on_ready(child)
+            case link.Failed(problems=problems):
+                child.problems = problems
+            case link.Recycle():
+                self._crew.relieve(child)
             case link.Replace(pid=pid):
                 found = self._children.by_pid.get(pid)
-                if child is self._keeper and found is not None and found.slot is not None:
+                if found is not None and found.is_worker:
                     self._children.signal([found], signal.SIGKILL)
-            case link.Rotate() if child is self._keeper:
-                self._begin_shift()
+            case link.Rotate():
+                self._begin_rotation()
+            case link.Reconfigure():
+                self._reload_at = time.monotonic()
 
     def _on_ready(self, child: Child) -> None:
-        if child is self._keeper:
-            if not self._ever_ready:
-                for slot in self._slots:
-                    self._begin_again(slot)
+        if child is self._successor:
+            child.kill_at = inf
+            self._give_way(child)
             return
-        if not self._ever_ready and self._is_complete(self._workers):
-            self._ever_ready = True
-            urls = [_url(bound) for bound in self._bounds[0] if bound.tls]
-            logger.info("serving", extra={"data": {"listen": " ".join(urls), "workers": len(self._slots)}})
-            if self._announce is not None:
-                self._announce(urls)
-        if self._shift is not None and self._is_complete(self._shift.workers):
-            self._change_shift(self._shift)
+        self._crew.ready(child)
+        if not self._ever_ready and self._crew.team is not None and self._crew.team.is_complete:
+            self._begin_service(self._crew.team)
 
-    def _is_complete(self, workers: dict[int, Child]) -> bool:
-        return all(slot in workers and workers[slot].ready for slot in self._slots)
+    def _begin_service(self, team: Team) -> None:
+        self._ever_ready = True
+        self._listening.keep_only(team.arrangement)  # a predecessor may have had more
+        self._rotate_at = self._next_rotation()
+        urls = list(dict.fromkeys(sockets.url_of(bound) for bound in team.arrangement.slots[0] if bound.tls))
+        data = {"listen": " ".join(urls), "workers": len(team.slots), "version": __version__}
+        logger.info("serving", extra={"data": data})
+        self._notifier.ready(self._status())
+        if self._inherited.link is not None:
+            with contextlib.suppress(OSError):  # whoever was there before has ended already
+                upgrade.take_over(self._inherited.link)
+            self._desk.take_over()
+        if self._announce is not None:
+            self._announce(urls)
 
-    # Death
+    def _on_time(self, now: float) -> None:
+        # After a pause of the whole machine nobody has a beat, and all deadlines have passed at once.
+        paused = now - self._awake > LONGEST_SLEEP + HANGING / 2
+        self._awake = now
+        for child in self._children:
+            if now >= child.kill_at:
+                child.kill_at, child.doomed = inf, True
+                self._children.signal([child], signal.SIGKILL)
+            elif not paused:
+                self._staff.judge(child, now, expected=self._ever_ready)
+        if self._stopping:
+            return
+        self._crew.begin_again(now)
+        if self._bot is not None and now >= self._bot.start_at:
+            self._bot.start()
+        if not self._ever_ready:
+            if now >= self._start_by:
+                logger.error(
+                    "cannot start", extra={"data": {"why": "not every process became ready in time"}}
+                )
+                self._exit = FAILED
+                self._stop()
+            return
+        if now >= self._reload_at:
+            self._begin_reload()
+        if now >= self._rotate_at:
+            self._begin_rotation()
+        self._notifier.status(self._status())
+        if self._notifier.watchdog is not None and now >= self._alive_at:
+            self._alive_at = now + self._notifier.watchdog
+            self._notifier.alive()
 
     def _bury(self, child: Child, code: int) -> None:
-        if child.slot is not None:
-            self._census.forget(child.seat)
-            self._seats.add(child.seat)
-        if child is self._keeper:
-            self._keeper = None
-        if self._stopping:
+        self._staff.bury(child)
+        if self._bot is not None and child is self._bot.running:
+            self._lose_bot(self._bot, code)
+        elif child is self._successor:
+            self._lose_successor(child, code)
+        elif self._stopping:
             self._after_stop()
+        elif child.retired is not None:
+            pass
         elif not self._ever_ready:
             self._exit = code if code in (FAILED, MISCONFIGURED) else FAILED
             logger.error("cannot start", extra={"data": {"process": child.name, "exit": code}})
             self._stop()
-        elif child.slot is None:
-            self._plan_again(KEEPER, child, code, "the keeper ended, workers serve on; it is replaced")
-        elif self._workers.get(child.slot) is child:
-            del self._workers[child.slot]
-            self._plan_again(child.slot, child, code, "a worker ended and is replaced")
-        elif self._shift is not None and self._shift.workers.get(child.slot) is child:
-            self._give_up_shift(f"{child.name} ended with {code}")
+        else:
+            self._crew.lost(child, code)
 
-    def _plan_again(self, slot: int, child: Child, code: int, phrase: str) -> None:
-        if time.monotonic() - child.started >= STABLE_AFTER:
-            self._backoff[slot] = FIRST_BACKOFF
-        delay = self._delay(slot)
-        logger.error(
-            phrase,
-            extra={"data": {"process": child.name, "pid": child.pid, "exit": code, "in_seconds": delay}},
-        )
+    def _lose_bot(self, bot: Bot, code: int) -> None:
+        """Without a bot there is nothing to be in front of."""
+        goes_on = bot.lost(code, again=not self._stopping)
+        if self._stopping:
+            self._exit = self._exit or exit_code(code)
+            self._after_stop()
+        elif not goes_on:
+            self._exit = exit_code(code)
+            self._stop()
 
-    def _delay(self, slot: int) -> float:
-        """Seconds until the next start in this slot, which is planned; longer each time."""
-        delay = self._backoff[slot]
-        self._backoff[slot] = min(LONGEST_BACKOFF, delay * 2)
-        self._due[slot] = time.monotonic() + delay
-        return delay
+    def _not_for_bots(self) -> list[socket.socket]:
+        return [*self._foreign, *self._listening.flat()]
 
-    def _begin_again(self, slot: int) -> None:
+    # Changes
+
+    def _begin_reload(self) -> None:
+        """Read the configuration again; if it has changed, have a new team take over."""
+        team = self._crew.team
+        assert team is not None
+        if self._is_changing:
+            return  # afterwards, for `_reload_at` has passed still
+        self._reload_at = inf
+        self._notifier.reloading()
+        if upgrade.installed_version() != __version__:
+            self._begin_upgrade()
+            return
         try:
-            if slot == KEEPER:
-                self._start_keeper()
+            config = self._read_again() if self._read_again is not None else team.config
+            if config == team.config:
+                logger.info("the configuration is the same, the certificate files are looked at")
+                self._say(team, link.Reconfigured(False, ()))
+                self._say(team, link.Reload())
+                self._notifier.ready(self._status())
+                return
+            check_change(team.config, config)
+            context = team.context if config.tls.min_version == team.config.tls.min_version else None
+            coming = assemble(config, self._listening, self._staff.seats, context)
+        except ConfigError as error:
+            self._refuse(*map(str, error.problems))
+        except sockets.BindError as error:
+            self._refuse(str(error))
+        else:
+            self._crew.propose(coming)
+
+    def _begin_rotation(self) -> None:
+        """A team with new ticket keys, and the same keeper."""
+        team = self._crew.team
+        assert team is not None
+        if self._is_changing or team.keeper is None:
+            self._rotate_at = time.monotonic() + LONGEST_SLEEP  # one change after the other
+            return
+        self._rotate_at = self._next_rotation()
+        self._crew.propose(team.renewed())
+
+    def _concluded(self, old: Team, team: Team, problems: tuple[str, ...]) -> None:
+        """How a change of teams ended; `old` serves on if there were problems."""
+        data: dict[str, object] = {"workers": len(team.slots)}
+        if team.config is old.config:
+            if problems:
+                phrase = "the session ticket keys stay the old ones"
+                logger.error(phrase, extra={"data": {"why": "; ".join(problems)}})
             else:
-                self._workers[slot] = self._start_worker(slot, self._context)
-        except OSError as error:
-            data = {"slot": slot, "why": error.strerror, "in_seconds": self._delay(slot)}
-            logger.error("a process cannot be started", extra={"data": data})
+                logger.info("new session ticket keys are in use", extra={"data": data})
+            self._say(old, link.Rotated("; ".join(problems)[:1000]))
+        elif problems:
+            self._refuse(*problems)
+        else:
+            logging.getLogger("botproxy").setLevel(team.config.log.level.upper())
+            logger.info("the new configuration is in use", extra={"data": data})
+            self._rotate_at = self._next_rotation()
+            self._say(old, link.Reconfigured(True, ()))
+        self._notifier.ready(self._status())
 
-    # New ticket keys
+    def _refuse(self, *problems: str) -> None:
+        """Everything stays as it was, and the reasons are told."""
+        for problem in problems:
+            phrase = "the new configuration is refused, the old one stays"
+            logger.error(phrase, extra={"data": {"why": problem}})
+        assert self._crew.team is not None
+        shown = tuple(problem[:1000] for problem in problems[:20])
+        self._say(self._crew.team, link.Reconfigured(False, shown))
+        self._notifier.ready(self._status())
 
-    def _next_shift(self) -> float:
-        interval = self._config.tls.ticket_rotation
+    def _say(self, team: Team, message: link.ToChild) -> None:
+        if team.keeper is not None:
+            self._children.tell(team.keeper, message)
+
+    def _next_rotation(self) -> float:
+        assert self._crew.team is not None
+        interval = self._crew.team.config.tls.ticket_rotation
         return time.monotonic() + interval * random.uniform(0.9, 1.1) if interval else inf
 
-    def _begin_shift(self) -> None:
-        """Start workers with new ticket keys beside those that serve."""
-        if self._shift is not None:
+    # A new version of the program
+
+    def _begin_upgrade(self) -> None:
+        if self._successor is not None or self._stopping or not self._ever_ready:
             return
-        self._shift_at = self._next_shift()
-        shift = self._shift = _Shift(listener_context(self._config.tls), time.monotonic())
+        if self._bot is not None:
+            self._refuse("a bot that runs as our child would end with us: restart both for a new version")
+            return
+        heritage = upgrade.Inheritance(self._listening.sockets(), self._desk.place, stays=self._stays)
         try:
-            for slot in self._slots:
-                shift.workers[slot] = self._start_worker(slot, shift.context)
+            child = upgrade.start(self._children, self._foreign, heritage, self._notifier.environment())
         except OSError as error:
-            self._give_up_shift(error.strerror or "no room for another process")
+            self._refuse(error.strerror or "no room for another process")
+            return
+        child.kill_at = time.monotonic() + upgrade.PATIENCE
+        self._successor = child
+        data = {"pid": child.pid, "version": upgrade.installed_version()}
+        logger.info("a successor is started", extra={"data": data})
 
-    def _change_shift(self, shift: _Shift) -> None:
-        """The new ones serve: the old ones take no more connections, and end with their last one."""
-        self._shift = None
-        self._shifts += 1
-        old, self._workers, self._context = list(self._workers.values()), shift.workers, shift.context
-        for slot in self._slots:
-            self._due.pop(slot, None)
-        for worker in old:
-            worker.retired = self._shifts
-            self._children.tell(worker, link.Retire())
-            if worker.channel is not None:
-                worker.channel.close()
-                worker.channel = None
-        late = [c for c in self._children if c.retired is not None and c.retired <= self._shifts - DRAINING]
-        self._end(late)
-        logger.info("new session ticket keys are in use", extra={"data": {"workers": len(shift.workers)}})
-        self._answer_rotation("")
+    def _give_way(self, successor: Child) -> None:
+        """It serves: take no more connections, and end when the last one has."""
+        assert self._crew.team is not None
+        logger.info("the successor serves, this process ends", extra={"data": {"pid": successor.pid}})
+        self._notifier.gave_way(successor.pid, self._status())
+        self._say(self._crew.team, link.Reconfigured(True, ()))
+        if self._reload_at < inf:
+            self._children.signal([successor], signal.SIGHUP)  # it may have read the configuration before
+        self._desk.give_away()
+        self._stopping = True
+        self._listening.close()
+        self._crew.retire(self._crew.team.config.timeouts.retire)
 
-    def _give_up_shift(self, why: str) -> None:
-        shift, self._shift = self._shift, None
-        assert shift is not None
-        self._children.signal(shift.workers.values(), signal.SIGKILL)
-        logger.error("the session ticket keys stay the old ones", extra={"data": {"why": why}})
-        self._answer_rotation(why)
-
-    def _answer_rotation(self, problem: str) -> None:
-        if self._keeper is not None:
-            self._children.tell(self._keeper, link.Rotated(problem))
+    def _lose_successor(self, successor: Child, code: int) -> None:
+        if self._stopping and successor.ready:
+            self._exit = exit_code(code)  # we have stayed for its sake
+            return
+        self._successor = None
+        if self._stopping:
+            self._after_stop()
+        else:
+            self._refuse(f"the successor ended with {code} before it served; see its messages")
 
     # End
 
-    def _everybody_else(self) -> list[Child]:
-        return [child for child in self._children if child.slot is not None]
+    @property
+    def _drain(self) -> float:
+        return (self._crew.team.config if self._crew.team else self._config).timeouts.drain
+
+    def _workers_alive(self) -> list[Child]:
+        return [child for child in self._children if child.is_worker]
 
     def _stop(self) -> None:
         self._stopping = True
-        drain = self._config.timeouts.drain
+        self._listening.close()
+        self._end_workers()
+        self._notifier.stopping()
         if self._ever_ready:
-            logger.info("stopping", extra={"data": {"drain_seconds": drain}})
-        sockets.close_all(self._bounds)
-        self._end(self._everybody_else())
+            logger.info("stopping", extra={"data": {"drain_seconds": self._drain}})
+        if self._successor is not None:
+            self._children.signal([self._successor], signal.SIGTERM)
         self._after_stop()
 
-    def _end(self, workers: list[Child]) -> None:
-        """Have workers end in order, within the time that a stop grants."""
+    def _end_workers(self) -> None:
+        workers = self._workers_alive()
         self._children.signal(workers, signal.SIGTERM)
         for worker in workers:
-            worker.kill_at = time.monotonic() + self._config.timeouts.drain + GRACE_AFTER_DRAIN
+            worker.kill_at = min(worker.kill_at, time.monotonic() + self._drain + GRACE_AFTER_DRAIN)
 
     def _after_stop(self) -> None:
         """The keeper ends last: it still answers `botproxy health` while workers drain."""
-        if not self._everybody_else():
-            self._children.signal(self._children, signal.SIGTERM)
-            self._kill_after(GRACE_AFTER_CUT)
+        if self._workers_alive():
+            return
+        if self._bot is not None and self._bot.running is not None:
+            self._bot.stop()  # it answers to the last, and has a time of its own to end
+            return
+        rest = [child for child in self._children if child is not self._successor or not child.ready]
+        self._children.signal(rest, signal.SIGTERM)
+        self._kill_within(GRACE_AFTER_CUT)
 
-    def _kill_after(self, seconds: float) -> None:
+    def _kill_within(self, seconds: float) -> None:
         for child in self._children:
-            child.kill_at = min(child.kill_at, time.monotonic() + seconds)
+            if child is not self._successor or not child.ready:
+                child.kill_at = min(child.kill_at, time.monotonic() + seconds)
 
-
-def run(config: Config, *, announce: Callable[[list[str]], None] | None = None) -> int:
-    """Serve `config` until told to stop; blocks and forks. Returns the exit status."""
-    return Supervisor(config, announce).run()
-
-
-def _url(bound: sockets.Bound) -> str:
-    host, port = bound.sock.getsockname()[:2]
-    if host in ("::", "0.0.0.0"):
-        host = "localhost"
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    def _status(self) -> str:
+        team = self._crew.team
+        assert team is not None
+        serving = sum(worker.ready for worker in team.workers.values())
+        return f"serving with {serving} of {len(team.slots)} workers"

@@ -23,6 +23,7 @@ import uvloop
 
 from botproxy.config.schema import Config
 from botproxy.control import link, packets
+from botproxy.control.vitals import BEAT, Pulse
 from botproxy.model import Record
 from botproxy.net.deadlines import Deadlines
 from botproxy.observe import access, logs
@@ -42,6 +43,11 @@ logger = logging.getLogger(__name__)
 CUT = signal.SIGUSR1
 """Ends a worker at once. No second SIGTERM: two that follow closely are one to the kernel, and systemd
 sends one to every process beside the supervisor's own."""
+ASK_AGAIN = 15.0
+"""Seconds until a worker that is too large asks again for another in its place."""
+LAST_REQUEST = 5.0
+"""Seconds in which an idle connection may bring its last request, when another worker took over: nobody is
+in a hurry, and a client that sends just now need not try again."""
 LAST_LINES = 1.0
 """Seconds granted to the log at the end."""
 
@@ -61,6 +67,7 @@ class Worker:
         census: Census,
         limiter: SharedLimiter,
         verifications: Mapping[str, ssl.SSLContext],
+        pulse: Pulse,
     ) -> None:
         """`seat`: whose connections are counted apart in `census`. `control`: this end of the link."""
         self._config = config
@@ -73,6 +80,11 @@ class Worker:
         self._census = census
         self._limiter = limiter
         self._verifications = verifications
+        self._pulse = pulse
+        self._patience = 0.0
+        """Seconds that idle connections get for a last request once this worker drains."""
+        self._full_since: float | None = None
+        """Since when `limits.memory` is reached, and a new worker asked for."""
 
     def run(self) -> int:
         """Returns the exit status."""
@@ -89,11 +101,12 @@ class Worker:
         errors, self._lines = LineWriter(sys.stderr.fileno()), LineWriter(sys.stdout.fileno())
         logs.setup(self._config.log.level, writer=errors, process=f"worker {self._slot}")
         proxy = self._build()
+        self._pulse.start(loop, self._look_at_memory)
         self._handover.start()
         try:
             await self._drain.wait()
             self._handover.stop()
-            ended = await self._reception.drain(self._cut)
+            ended = await self._reception.drain(self._cut, self._patience)
             if ended:
                 logger.warning("connections cut at the end of the drain", extra={"data": {"count": ended}})
         finally:
@@ -162,7 +175,31 @@ class Worker:
             self._on_stop()
         else:
             if isinstance(message, link.Retire):
+                self._patience = LAST_REQUEST
+                if message.limited:
+                    self._patience = min(LAST_REQUEST, message.milliseconds / 2000)
+                    self._loop.call_later(message.milliseconds / 1000, self._cut.set)
                 self._drain.set()
+
+    def _look_at_memory(self, memory: int) -> None:
+        """Too large: what can be spared goes, nobody new comes in, and another worker is asked for."""
+        limit = self._config.limits.memory
+        if limit is None or self._drain.is_set():
+            return
+        if memory < limit:
+            if self._full_since is not None:
+                self._full_since = None
+                self._reception.resume()
+            return
+        self._reception.shed(BEAT)
+        now = time.monotonic()
+        if self._full_since is not None and now - self._full_since < ASK_AGAIN:
+            return
+        self._full_since = now
+        self._reception.pause()
+        data = {"mebibytes": memory // 2**20, "limit": limit // 2**20}
+        logger.warning("limits.memory is reached, a new worker is asked for", extra={"data": data})
+        packets.send(self._control, link.Recycle())
 
     # Logs
 

@@ -11,6 +11,7 @@ Before: `tls.context`. After: `keeper.load`, `server.handover`.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 by every handshake, and its process may no longer be allowed to read it
 import hashlib
 import ssl
 from collections.abc import Sequence

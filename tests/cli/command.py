@@ -17,6 +17,10 @@ PATIENCE = 30.0
 """Seconds after which a command is taken to hang."""
 
 
+ACCOUNT = ("--user", "nobody") if os.geteuid() == 0 else ()
+"""Options that root has to give to what serves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """What a command left."""

@@ -1,4 +1,4 @@
-"""`botproxy cert` and `botproxy reload`: what is asked of the running one, the words, the exit codes."""
+"""`botproxy cert`: what is asked of the running one, the words, the exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ def answer(*outcomes: str, **more: object) -> dict[str, Any]:
         (("cert", "reload"), "POST /-/reload? HTTP/1.0"),
         ((*RELOAD, "--force", "a", "*.b"), "POST /-/reload?name=a&name=%2A.b&wait=1&force=1 HTTP/1.0"),
         (("cert", "reload", "--compromised"), "POST /-/reload?compromised=1 HTTP/1.0"),
-        (("reload",), "POST /-/reload?wait=1 HTTP/1.0"),
         (("cert", "rollback"), "POST /-/rollback? HTTP/1.0"),
         (("cert", "rollback", "a b", "--to", "7"), "POST /-/rollback?name=a+b&to=7 HTTP/1.0"),
         (("cert", "rollback", "--force"), "POST /-/rollback?force=1 HTTP/1.0"),
@@ -95,7 +94,10 @@ def test_ticket_keys_that_stay_the_old_ones_are_a_failure(tmp_path: Path):
         "botproxy: error: the session ticket keys stay the old ones: no room",
         "botproxy: hint: botproxy tickets rotate",
     ]
-    ended, _ = told(tmp_path, answer("active", rotation=""), *RELOAD, "--compromised")
+    ended, _ = told(tmp_path, answer("unchanged", rotation="", old_keys=["a"]), *RELOAD, "--compromised")
+    assert ended.code == 1
+    assert "a: the key that is served has not been replaced" in ended.err
+    ended, _ = told(tmp_path, answer("active", rotation="", old_keys=[]), *RELOAD, "--compromised")
     assert (ended.code, ended.err) == (0, "")
 
 
@@ -115,7 +117,7 @@ def test_without_wait_nothing_is_known_yet(tmp_path: Path):
     assert '"botproxy cert status" shows what became of it' in ended.out
 
 
-@pytest.mark.parametrize("arguments", [RELOAD, ("reload",), ("cert", "rollback")])
+@pytest.mark.parametrize("arguments", [RELOAD, ("cert", "rollback")])
 def test_json_is_the_whole_answer_with_the_same_exit_code(tmp_path: Path, arguments: tuple[str, ...]):
     whole = answer("active", "rejected", more="x")
     ended, _ = told(tmp_path, whole, *arguments, "--json")

@@ -34,7 +34,11 @@ def written(directory: Path, certificate: trustme.LeafCert, *, chain: int | None
 def check(directory: Path, *more: str, options: tuple[str, ...] = ()) -> Ended:
     """Check a configuration with that pair and `more` lines."""
     file = directory / "botproxy.yaml"
-    file.write_text("\n".join(["certificates: [{chain: chain.pem, key: key.pem}]", *more, ""]))
+    user = ["user: nobody"] if os.geteuid() == 0 else []  # as root one has to be named
+    lines = ["certificates: [{chain: chain.pem, key: key.pem}]", *more]
+    if not any(line.startswith("user:") for line in more):
+        lines += user
+    file.write_text("\n".join([*lines, ""]))
     return botproxy("check", str(file), *options)
 
 
@@ -59,7 +63,9 @@ def test_a_configuration_without_errors_is_exit_code_0_and_shows_its_certificate
 
 def test_every_problem_of_the_configuration_is_told_at_once(tmp_path):
     file = tmp_path / "botproxy.yaml"
-    file.write_text("certificates: [{chain: c.pem, key: k.pem}]\nlisten: [':https']\nworkrs: 2\n")
+    file.write_text(
+        "certificates: [{chain: c.pem, key: k.pem}]\nlisten: [':https']\nworkrs: 2\nuser: nobody\n"
+    )
     ended = botproxy("check", str(file))
     assert ended.code == 2
     assert f"botproxy: error: {file}:2: listen[0]: expected an address" in ended.err
@@ -115,7 +121,7 @@ def test_a_key_of_another_certificate_hides_nothing_about_the_others(tmp_path, c
     written(tmp_path, ca.issue_cert("a.example.com", not_before=NOW - 90 * DAY, not_after=NOW - DAY))
     (tmp_path / "wrong.pem").write_bytes(ca.issue_cert("bot.example.com").private_key_pem.bytes())
     (tmp_path / "botproxy.yaml").write_text(
-        "certificates: [{chain: chain.pem, key: wrong.pem}, {chain: chain.pem, key: key.pem}]\n"
+        "certificates: [{chain: chain.pem, key: wrong.pem}, {chain: chain.pem, key: key.pem}]\nuser: nobody\n"
     )
     ended = botproxy("check", "--json", str(tmp_path / "botproxy.yaml"))
     found = [{one["rule"] for one in each["findings"]} for each in json.loads(ended.out)["certificates"]]
@@ -230,7 +236,7 @@ def test_names_from_a_certificate_cannot_drive_the_terminal(tmp_path, ca):
 def test_checking_changes_nothing(tmp_path):
     files = development.certificate(tmp_path / "development", NOW)
     (tmp_path / "botproxy.yaml").write_text(
-        f"certificates: [{{chain: {files.chain}, key: {files.key}}}]\nstate_dir: state\n"
+        f"certificates: [{{chain: {files.chain}, key: {files.key}}}]\nstate_dir: state\nuser: nobody\n"
     )
     before = sorted((str(path), path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     assert botproxy("check", str(tmp_path / "botproxy.yaml")).code == 0

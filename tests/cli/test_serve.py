@@ -12,7 +12,7 @@ import pytest
 
 from botproxy.cli import development, echo_bot
 from botproxy.cli.development import Development
-from tests.cli.command import botproxy, serving
+from tests.cli.command import ACCOUNT, botproxy, serving
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_certificate_a_key_and_a_bot_are_enough_to_serve(files, tmp_path):
         serving(
             *("serve", "--cert", str(files.chain), "--key", str(files.key)),
             *("--to", f"http://127.0.0.1:{bot}", "--listen", "127.0.0.1:0", "--plain-listen", "off"),
-            *("--workers", "1", "--state-dir", str(tmp_path / "state")),
+            *("--workers", "1", "--state-dir", str(tmp_path / "state"), *ACCOUNT),
         ) as proxy,
     ):
         status, body = answer(files, proxy.port(), "/telegram?x=1")
@@ -60,7 +60,7 @@ def test_options_win_over_the_file(files, tmp_path):
         )
         with serving(
             *("serve", "--config", str(file), "--listen", "127.0.0.1:0", "--plain-listen", "off"),
-            *("--workers", "1", "--state-dir", str(tmp_path / "state"), "--log-level", "info"),
+            *("--workers", "1", "--state-dir", str(tmp_path / "state"), "--log-level", "info", *ACCOUNT),
         ) as proxy:
             assert answer(files, proxy.port(), "/")[0] == 200
             assert len(proxy.processes()) == 3  # supervisor, keeper, one worker
@@ -129,7 +129,7 @@ def test_a_certificate_that_does_not_exist_is_exit_code_2(tmp_path: Path):
     ended = botproxy(
         *("serve", "--cert", str(tmp_path / "c.pem"), "--key", str(tmp_path / "k.pem")),
         *("--listen", "127.0.0.1:0", "--plain-listen", "off", "--workers", "1"),
-        *("--state-dir", str(tmp_path / "state")),
+        *("--state-dir", str(tmp_path / "state"), *ACCOUNT),
     )
     assert ended.code == 2
     assert f"{tmp_path}/c.pem" in ended.err

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from botproxy.config.keys import names_at
-from botproxy.config.load import draft_file, load_file, load_options
+from botproxy.config.load import draft, load_file, load_options
 from botproxy.config.schema import Config, Limits, Timeouts
 from botproxy.errors import ConfigError, Problem
 
@@ -58,7 +58,7 @@ state_dir: !env hunter2
 acme_webroot: *hunter2
 """
 
-ADDRESS = 'an address like ":443", "127.0.0.1:8443", "[::]:443", "fd:3" or "systemd"'
+ADDRESS = 'an address like ":443", "127.0.0.1:8443", "[::]:443", "fd:3", "systemd" or "systemd:NAME"'
 DURATION = 'a duration like "30s" (units: ms, s, m, h, d)'
 URL = '"http://host:port", "https://host:port" or "unix:/path/to.sock"'
 HOST = 'a host name like "bot.example.com", without scheme and port'
@@ -506,15 +506,15 @@ certificates: [{chain: 5, key: k.pem}, {chain: c.pem, key: k.pem}]
 upstreams: {bad: {url: x}, bot: {url: "http://a"}}
 acme_webroot: www
 """
-    draft = draft_file(file := write(tmp_path, text))
-    assert [problem.path for problem in draft.problems] == [
+    found = draft(file := write(tmp_path, text))
+    assert [problem.path for problem in found.problems] == [
         *("workers", "certificates[0].chain", "upstreams.bad.url", "upstreams")
     ]
-    assert draft.positions == (1,)
-    assert draft.config.certificates[0].chain == f"{tmp_path}/c.pem"
-    assert list(draft.config.upstreams) == ["bot"]
-    assert (draft.config.workers, draft.config.acme_webroot) == ("auto", f"{tmp_path}/www")
-    assert draft.where(("acme_webroot",)) == f"{file}:4"
+    assert found.positions == (1,)
+    assert found.config.certificates[0].chain == f"{tmp_path}/c.pem"
+    assert list(found.config.upstreams) == ["bot"]
+    assert (found.config.workers, found.config.acme_webroot) == ("auto", f"{tmp_path}/www")
+    assert found.where(("acme_webroot",)) == f"{file}:4"
 
 
 def test_overrides_are_left_as_they_were(tmp_path: Path) -> None:

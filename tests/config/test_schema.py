@@ -275,7 +275,9 @@ def test_shipped_configurations_are_valid_for_editors_and_for_us(path: FilePath)
 
 def test_the_example_for_nginx_is_the_default_but_for_its_name_and_certificate() -> None:
     loaded = load_file(str(ROOT / "configs" / "nginx-example.yaml"))
-    expected = Config(certificates=loaded.certificates, routes=loaded.routes, upstreams=loaded.upstreams)
+    expected = Config(
+        user="www-data", certificates=loaded.certificates, routes=loaded.routes, upstreams=loaded.upstreams
+    )
     assert loaded == expected
     assert loaded.routes[0].hosts == ("bot.example.com",)
     assert str(loaded.upstreams["bot"].target) == "http://localhost:8000"

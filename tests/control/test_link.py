@@ -8,12 +8,38 @@ import socket
 import pytest
 
 from botproxy.control import link, packets
-from botproxy.control.link import Joined, Ready, Reload, Replace, Retire, Rotate, Rotated
+from botproxy.control.link import (
+    Failed,
+    Joined,
+    Ready,
+    Reconfigure,
+    Reconfigured,
+    Recycle,
+    Reload,
+    Replace,
+    Retire,
+    Rotate,
+    Rotated,
+    Serve,
+)
 from botproxy.control.packets import PacketError
 from tests.control.conftest import Ends
 
 
-@pytest.mark.parametrize("message", [Reload(), Rotated(""), Rotated("no worker served"), Retire()], ids=str)
+@pytest.mark.parametrize(
+    "message",
+    [
+        Reload(),
+        Rotated(""),
+        Rotated("no worker served"),
+        Serve(),
+        Reconfigured(True, ()),
+        Reconfigured(False, ("listen: expected an address", "user: there is none")),
+        Retire(True, 25000),
+        Retire(False, 0),
+    ],
+    ids=str,
+)
 def test_a_child_hears_the_supervisor_and_not_the_other_way_round(ends: Ends, message: link.ToChild):
     ours, theirs = ends
     packets.send(ours, message)
@@ -23,7 +49,18 @@ def test_a_child_hears_the_supervisor_and_not_the_other_way_round(ends: Ends, me
         link.from_child(ours)
 
 
-@pytest.mark.parametrize("message", [Ready(), Replace(4711, "it does not answer"), Rotate()], ids=str)
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ready(),
+        Failed(("a certificate is missing",)),
+        Replace(4711, "it does not answer"),
+        Rotate(),
+        Reconfigure(),
+        Recycle(),
+    ],
+    ids=str,
+)
 def test_the_supervisor_hears_a_child_and_not_the_other_way_round(ends: Ends, message: link.ToSupervisor):
     ours, theirs = ends
     packets.send(theirs, message)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.harness import Bot, Proxied, descriptors_of, limit_descriptors
-from tests.wire import Wire, get, post
+from tests.wire import PATIENCE, Wire, get, post
 
 
 @pytest.fixture
@@ -209,6 +209,12 @@ def retry(attempt: Callable[[], Wire | None]) -> Wire:
     return client
 
 
+def eventually(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline
+
+
 def dual(front_port: int) -> dict[str, list[str]]:
     return {"listen": [f"127.0.0.1:{front_port}", f"[::1]:{front_port}"]}
 
@@ -333,11 +339,12 @@ def test_handshakes_above_the_cap_wait_and_are_served_later(
     front = start(bot.url, limits={"handshakes": 3}, timeouts={"handshake": "1s"})
     with ExitStack() as stack:
         (worker,) = front.workers()
+        verified = Path(front.config["state_dir"]) / "audit.jsonl"
+        eventually(lambda: verified.exists() and verified.read_text() != "")  # else our own probe counts
         before = descriptors_of(worker)
         for _ in range(3):
             stack.enter_context(front.tcp())
-        while descriptors_of(worker) < before + 3:
-            pass  # until they are accepted
+        eventually(lambda: descriptors_of(worker) >= before + 3)
         started = time.monotonic()
         with front.connect(trust) as client:
             assert client.request(get()).status == 200

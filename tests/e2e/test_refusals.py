@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from botproxy.config import schema
+from tests.cli.command import ACCOUNT
 from tests.e2e.conftest import Start
 from tests.harness import Bot, Proxied, free_port
 from tests.wire import PATIENCE, Wire, get, post
@@ -164,7 +165,7 @@ def test_it_serves_although_a_standard_descriptor_is_closed(
     port = free_port()
     with Bot() as bot:
         options = f"--cert {site.chain} --key {site.key} --to {bot.url} --listen 127.0.0.1:{port}"
-        options += f" --plain-listen off --state-dir {tmp_path}"
+        options += f" --plain-listen off --state-dir {tmp_path} {' '.join(ACCOUNT)}"
         command = f"exec {sys.executable} -m botproxy serve {options} {closed}"
         process = subprocess.Popen(["bash", "-c", command])
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.certs import Authority, key_pem
-from tests.cli.command import Ended, botproxy
+from tests.cli.command import ACCOUNT, Ended, botproxy
 from tests.e2e.conftest import Start
 from tests.e2e.layouts import InPlace, put
 from tests.e2e.served import served, wait_served
@@ -157,6 +157,7 @@ def test_an_encrypted_key_without_password_never_asks_the_terminal(
     main, side = os.openpty()
     command = [sys.executable, "-m", "botproxy", "serve", "--cert", str(site.chain), "--key", str(site.key)]
     command += ["--listen", "127.0.0.1:0", "--plain-listen", "off", "--state-dir", str(tmp_path / "state")]
+    command += ACCOUNT
     process = subprocess.Popen(
         command, stdin=side, stdout=side, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -12,6 +12,7 @@ import socket
 import sys
 
 from botproxy.config.schema import Config
+from botproxy.control.vitals import Pulse, Vitals
 from botproxy.keeper import process, rollout
 from botproxy.keeper.probes import Endpoint
 from botproxy.tls.context import listener_context
@@ -38,6 +39,7 @@ def main() -> int:
         socket.socket(fileno=given["control"]),
         None if admin is None else socket.socket(fileno=admin),
         slots=1,
+        pulse=Pulse(Vitals(1), 0),
     )
 
 

@@ -50,7 +50,7 @@ def ask(
             writer.close()
             return data
         finally:
-            server.close()
+            await server.close()
 
     head, _, body = asyncio.run(story()).partition(b"\r\n\r\n")
     return int(head.split()[1]) if head else 0, head, body
@@ -149,13 +149,13 @@ def test_questions_wait_while_nobody_serves_the_socket(path: Path):
         with admin.bind(path) as kept:
             with kept.dup() as first:
                 server = await admin.serve(first, Answering())
-                server.close()
+                await server.close()
             reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(get("/-/live"))
             server = await admin.serve(kept.dup(), Answering())
             answered = await asyncio.wait_for(reader.read(), 10)
             writer.close()
-            server.close()
+            await server.close()
             return answered
 
     assert asyncio.run(story()).startswith(b"HTTP/1.1 200 ")

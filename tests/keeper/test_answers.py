@@ -15,6 +15,8 @@ import pytest
 from botproxy.config import schema
 from botproxy.config.schema import Config
 from botproxy.control.channel import Commit
+from botproxy.control.link import Reconfigured
+from botproxy.control.vitals import Vitals
 from botproxy.keeper import lineage, rollout
 from botproxy.keeper.answers import Answers
 from botproxy.keeper.boot import begin
@@ -56,11 +58,19 @@ class House:
         self.rotations = 0
         self.problem = ""
         """Of the next rotation."""
-        self.answers = Answers(self.lineages, self.renewals, self.workers, watch, self.store, self._rotate, 1)
+        self.vitals = Vitals(2)
+        self.reconfigured = Reconfigured(False, ())
+        """What becomes of the next change of the configuration."""
+        self.answers = Answers(
+            self.lineages, self.renewals, self.workers, watch, self.store, self, 1, self.vitals
+        )
 
-    async def _rotate(self) -> str:
+    async def rotate(self) -> str:
         self.rotations += 1
         return self.problem
+
+    async def reconfigure(self) -> Reconfigured:
+        return self.reconfigured
 
     def employ(self, pid: int) -> Played:
         return self.crew.hire(pid).listen(self.crew.socket()).work().join(self.workers)
@@ -335,8 +345,23 @@ def test_of_a_compromised_key_nothing_stays(single: Config, ca: Authority, probl
         renew(single, ca.issue("a.test", "b.test"))
         status, answer = await house.post("/-/reload", wait="1", compromised="1")
         assert (status, answer["removal"], answer["rotation"]) == (200, "", problem)
+        assert answer["old_keys"] == []
         assert house.rotations == 1
         assert house.store.numbers("a") == [2]
+
+    tell(single, story)
+
+
+def test_a_compromised_key_that_nothing_has_replaced_is_in_the_answer(
+    single: Config, ca: Authority, entry: schema.Certificate
+):
+    async def story(house: House) -> None:
+        _, answer = await house.post("/-/reload", wait="1", compromised="1")
+        assert (answer["certificates"][0]["outcome"], answer["old_keys"]) == ("unchanged", ["a"])
+        renew(single, ca.issue("a.test", "b.test"))
+        await house.change("/-/reload")
+        _, answer = await house.post("/-/reload", wait="1", compromised="1")
+        assert (answer["certificates"][0]["outcome"], answer["old_keys"]) == ("unchanged", [])
 
     tell(single, story)
 

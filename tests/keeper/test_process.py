@@ -21,7 +21,7 @@ import pytest
 from botproxy.config.schema import Config
 from botproxy.control import link, packets
 from botproxy.control.channel import Commit, Prepare
-from botproxy.control.link import Joined, Ready, Reload, Replace, Rotate, Rotated
+from botproxy.control.link import Failed, Joined, Ready, Reload, Replace, Rotate, Rotated
 from botproxy.keeper import admin
 from botproxy.keeper.store import Store
 from botproxy.tls.context import CertificateSet
@@ -66,6 +66,10 @@ class Keeper:
             )
         self.log = Lines(self.process.stderr)
 
+    def serve(self) -> None:
+        """Let it answer the admin socket."""
+        packets.send(self.link, link.Serve())
+
     def hear(self) -> link.ToSupervisor | None:
         return link.from_child(self.link)
 
@@ -103,6 +107,7 @@ class House:
         """A keeper that does its work, and knows `workers`."""
         keeper = self.start(listening=listening, **patience)
         assert keeper.hear() == Ready()
+        keeper.serve()
         keeper.join(*workers)
         return keeper
 
@@ -250,6 +255,9 @@ def test_wrong_input_is_exit_code_2_with_every_problem_in_the_log_and_no_ready(
     keeper = house(wrong_key.write(tmp_path, "wrong"), missing).start()
     code, log = keeper.wait_end()
     assert code == 2
+    said = keeper.hear()
+    assert isinstance(said, Failed)
+    assert len(said.problems) == 2
     with pytest.raises(EOFError):
         keeper.hear()
     errors = [line for line in log if line.startswith("ERROR")]

@@ -96,7 +96,7 @@ def test_writes_beyond_the_mark_wait_for_the_peer() -> None:
     async def story(stream: SocketStream, far: socket.socket) -> None:
         while stream.unsent <= WRITE_HIGH:
             stream.write(b"x" * 65536)
-        assert stream.unsent < 256 * 1024
+        assert stream.unsent < 64 * 1024
         drained = asyncio.ensure_future(stream.drain())
         await asyncio.sleep(0)
         assert not drained.done()

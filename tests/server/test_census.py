@@ -8,11 +8,18 @@ import pytest
 
 from botproxy import errors
 from botproxy.config.schema import RateLimit
-from botproxy.server.census import Census, SharedLimiter
+from botproxy.server.census import Census, Seats, SharedLimiter
+
+
+def taken(count: int) -> Seats:
+    """Seats of which the first `count` are taken."""
+    seats = Seats(count)
+    assert [seats.take() for _ in range(count)] == list(range(count))
+    return seats
 
 
 def test_the_total_counts_all_workers() -> None:
-    census = Census(seats=2, total=3, per_address=10)
+    census = Census(taken(2), total=3, per_address=10)
     assert census.enter(0, "1.1.1.1")
     assert census.enter(1, "1.1.1.2")
     assert census.enter(1, "1.1.1.3")
@@ -23,7 +30,7 @@ def test_the_total_counts_all_workers() -> None:
 
 
 def test_an_address_counts_in_all_workers_and_ipv6_by_64() -> None:
-    census = Census(seats=2, total=100, per_address=2)
+    census = Census(taken(2), total=100, per_address=2)
     assert census.enter(0, "2001:db8::1")
     assert census.enter(1, "2001:db8::ffff")
     assert not census.enter(0, "2001:db8::2")
@@ -31,14 +38,14 @@ def test_an_address_counts_in_all_workers_and_ipv6_by_64() -> None:
 
 
 def test_trusted_proxies_have_no_limit_of_their_own() -> None:
-    census = Census(seats=1, total=100, per_address=1)
+    census = Census(taken(1), total=100, per_address=1)
     assert all(census.enter(0, "10.0.0.1", exempt=True) for _ in range(5))
     census.leave(0, "10.0.0.1", exempt=True)
     assert census.open() == 4
 
 
 def test_a_worker_that_drains_and_the_one_that_takes_over_count_together() -> None:
-    census = Census(seats=3, total=3, per_address=2)
+    census = Census(taken(3), total=3, per_address=2)
     draining, successor = 0, 2
     assert census.enter(draining, "1.1.1.1")
     assert census.enter(successor, "1.1.1.1")
@@ -49,17 +56,37 @@ def test_a_worker_that_drains_and_the_one_that_takes_over_count_together() -> No
 
 
 def test_what_a_dead_worker_counted_is_forgotten_with_its_seat() -> None:
-    census = Census(seats=2, total=2, per_address=1)
+    seats = taken(2)
+    census = Census(seats, total=2, per_address=1)
     assert census.enter(0, "1.1.1.1")
     assert census.enter(1, "1.1.1.2")
-    census.forget(1)
+    seats.leave(1)
     assert census.open() == 1
     assert census.enter(0, "1.1.1.2")
     assert not census.enter(0, "1.1.1.1")
 
 
+def test_a_change_of_limits_counts_those_who_were_there_before() -> None:
+    seats = taken(2)
+    before, after = Census(seats, total=5, per_address=5), Census(seats, total=2, per_address=2)
+    assert before.enter(0, "1.1.1.1")
+    assert before.enter(0, "1.1.1.2")
+    assert not after.enter(1, "1.1.1.3")
+    before.leave(0, "1.1.1.2")
+    assert after.enter(1, "1.1.1.3")
+    assert before.open() == after.open() == 2
+
+
+def test_a_seat_is_given_to_one_at_a_time_and_the_lowest_first() -> None:
+    seats = Seats(2)
+    assert (seats.take(), seats.take(), seats.take()) == (0, 1, None)
+    seats.leave(1)
+    seats.leave(0)
+    assert (seats.take(), seats.take(), seats.take()) == (0, 1, None)
+
+
 def test_another_process_sees_the_same_counts() -> None:
-    census = Census(seats=2, total=100, per_address=1)
+    census = Census(taken(2), total=100, per_address=1)
     pid = os.fork()
     if pid == 0:
         census.enter(1, "1.1.1.1")

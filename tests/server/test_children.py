@@ -80,14 +80,14 @@ def test_a_child_and_its_parent_talk_until_it_ends_and_is_forgotten(
 ):
     def body(control: socket.socket) -> int:
         packets.send(control, link.Ready())
-        return 7 if link.from_supervisor(control) == link.Retire() else 1
+        return 7 if link.from_supervisor(control) == link.Retire(False, 0) else 1
 
     child = worker(children, body)
     [(key, _)] = selector.select(PATIENCE)
     assert key.data is child
     assert link.from_child(child.link) == link.Ready()
     assert list(children) == [child]
-    children.tell(child, link.Retire())
+    children.tell(child, link.Retire(False, 0))
     assert code_of(children, child) == 7
     assert (len(children), len(selector.get_map())) == (0, 0)
     assert child.channel is not None
@@ -107,7 +107,7 @@ def test_a_child_that_is_killed_is_told_apart(children: Children):
     children.signal([child], signal.SIGKILL)
     assert code_of(children, child) == -signal.SIGKILL
     children.signal([child], signal.SIGKILL)  # its number may be another's by now: nobody is hit
-    children.tell(child, link.Retire())
+    children.tell(child, link.Retire(False, 0))
 
 
 def test_processes_that_are_none_of_ours_are_buried_without_a_word(children: Children):
@@ -125,6 +125,7 @@ def test_processes_that_are_none_of_ours_are_buried_without_a_word(children: Chi
 
 def test_a_child_sees_the_end_of_its_link_while_siblings_live(children: Children):
     child, sibling = worker(children, until_the_end), worker(children, until_the_end)
+    assert child.link is not None
     with socket.socket() as other:  # takes its number, so that only the end itself is gone
         os.dup2(other.fileno(), child.link.fileno())
     assert code_of(children, child) == 5
@@ -177,7 +178,8 @@ def test_a_child_does_not_hold_what_is_foreign_to_it(children: Children):
 def test_a_child_answers_no_signal_for_its_parent(children: Children):
     def body(_: socket.socket) -> int:
         handlers = [signal.getsignal(number) for number in SIGNALS]
-        wanted = [signal.SIG_DFL, signal.SIG_IGN, signal.SIG_DFL, signal.SIG_IGN]
+        ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+        wanted = [signal.SIG_IGN if number in ignored else signal.SIG_DFL for number in SIGNALS]
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         return 0 if (handlers, blocked, signal.set_wakeup_fd(-1)) == (wanted, set(), -1) else 1
 
@@ -198,6 +200,7 @@ def test_a_child_answers_no_signal_for_its_parent(children: Children):
 
 def test_a_child_that_does_not_listen_is_ended(children: Children, caplog: pytest.LogCaptureFixture):
     child, well = worker(children, forever), worker(children, until_the_end)
+    assert child.link is not None
     assert not child.link.getblocking()
     for _ in range(100_000):
         children.tell(child, link.Reload())

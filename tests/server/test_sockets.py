@@ -6,17 +6,28 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from botproxy.config.schema import Listen
 from botproxy.keeper.probes import Endpoint
-from botproxy.server.sockets import BindError, bind_all, close_all, endpoint_of
+from botproxy.server.sockets import BindError, Bound, Listening, endpoint_of
 
 
 def listens(*addresses: str) -> list[Listen]:
     return [Listen(address=address) for address in addresses]
+
+
+def bind_all(listens: Sequence[Listen], plain: Sequence[Listen], slots: int) -> list[list[Bound]]:
+    return Listening().arrange(listens, plain, slots).slots
+
+
+def close_all(slots: list[list[Bound]]) -> None:
+    for slot in slots:
+        for bound in slot:
+            bound.sock.close()
 
 
 def test_every_slot_has_a_socket_of_its_own_on_the_same_port() -> None:
@@ -75,7 +86,7 @@ def test_sockets_of_the_service_manager_are_taken_and_missed_when_absent() -> No
     script = (
         "import os; from botproxy.config.schema import Listen; from botproxy.server.sockets import *;"
         "os.environ['LISTEN_PID'] = str(os.getpid()); os.environ['LISTEN_FDS'] = '2';"
-        "slots = bind_all([Listen(address='systemd')], [], 1);"
+        "slots = Listening().arrange([Listen(address='systemd')], [], 1).slots;"
         "print(*[bound.port for bound in slots[0]])"
     )
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
@@ -88,7 +99,7 @@ def test_sockets_of_the_service_manager_are_taken_and_missed_when_absent() -> No
             check=True,
         )
         assert done.stdout.split() == [str(one.getsockname()[1]), str(two.getsockname()[1])]
-    with pytest.raises(BindError, match="no socket was passed"):
+    with pytest.raises(BindError, match="no such socket was passed"):
         bind_all(listens("systemd"), [], 1)
 
 
@@ -155,7 +166,7 @@ def test_the_first_tls_listener_over_tcp_is_the_one(tmp_path: Path) -> None:
         unix.bind(str(tmp_path / "sock"))
         unix.listen()
         local = f"fd:{os.dup(unix.fileno())}"
-        slots = bind_all(listens(local, "127.0.0.1:0", "127.0.0.1:0"), listens("127.0.0.1:0"), 1)
+        slots = bind_all(listens(local, "127.0.0.1:0", "127.0.0.2:0"), listens("127.0.0.1:0"), 1)
         try:
             found = endpoint_of(slots[0])
             assert found is not None
