@@ -1,0 +1,1 @@
+"""Does anybody notice that the proxy reloads, replaces itself, and loses workers?"""
