@@ -28,7 +28,7 @@ RUN site=$(dirname "$(python3 -c 'import pip; print(pip.__path__[0])')") \
     && rm -rf "$site"/pip* "$site"/setuptools* "$site"/wheel* "$site"/pkg_resources "$(dirname "$(command -v pip3)")"/pip* \
     && cd "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && rm -rf ensurepip idlelib lib2to3 pydoc_data test tkinter turtledemo \
-    && rm -rf /var/lib/apt/lists /var/cache/apt /var/cache/debconf /var/log/* /root/.cache \
+    && rm -rf /var/lib/apt/lists /var/cache/apt /var/cache/debconf /var/log/* ~/.cache \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 # Byte code of what is used and of nothing else: a health check is a process every ten seconds.
 RUN find / -xdev -name __pycache__ -prune -exec rm -rf {} + \
