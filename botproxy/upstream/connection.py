@@ -10,6 +10,7 @@ Before: `upstream.pool`. After: the bot.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from math import inf
 
@@ -140,8 +141,11 @@ class UpstreamConnection:
                 content, rest = decoder.feed(data)
             except BodyError as error:
                 raise errors.UpstreamAborted(str(error)) from None
-            if rest:
+            if rest and decoder.done:
                 self._may_reuse = False
+            elif rest:
+                self.stream.unread(rest)
+                await asyncio.sleep(0)  # other connections first
             if content:
                 return content
         return b""

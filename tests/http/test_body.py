@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from botproxy.http.body import (
     CHUNK_LINE_LIMIT,
+    CHUNKS_AT_ONCE,
     EXTENSIONS_LIMIT,
     LAST_CHUNK,
     BodyError,
@@ -24,8 +25,10 @@ def decode(data: bytes, *, step: int | None = None) -> tuple[bytes, bytes, bool]
     content = b""
     step = step or len(data) or 1
     for at in range(0, len(data), step):
-        piece, rest = decoder.feed(data[at : at + step])
-        content += piece
+        rest = data[at : at + step]
+        while rest and not decoder.done:
+            piece, rest = decoder.feed(rest)
+            content += piece
         if decoder.done:
             return content, rest + data[at + step :], True
     return content, b"", False
@@ -96,6 +99,14 @@ def test_a_body_that_stops_early_never_counts_as_complete() -> None:
     whole = b"5\r\nhello\r\n0\r\n\r\n"
     for size in range(len(whole)):
         assert not decode(whole[:size])[2]
+
+
+def test_tiny_chunks_are_taken_a_few_at_a_time() -> None:
+    data = b"1\r\nx\r\n" * 5000 + LAST_CHUNK
+    content, rest = ChunkedDecoder().feed(data)
+    assert 0 < len(content) <= CHUNKS_AT_ONCE
+    assert data.endswith(rest)
+    assert decode(data + b"GET") == (b"x" * 5000, b"GET", True)
 
 
 def test_a_length_is_counted_across_pieces() -> None:

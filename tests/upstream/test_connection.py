@@ -10,6 +10,7 @@ from math import inf
 import pytest
 
 from botproxy import errors
+from botproxy.http.body import CHUNKS_AT_ONCE
 from botproxy.model import ResponseHead
 from botproxy.net.deadlines import Deadlines
 from botproxy.net.stream import SocketStream
@@ -83,6 +84,28 @@ def test_anything_less_clean_is_not_reused(response: bytes, method: bytes) -> No
         await head(connection, method)
         await body(connection)
         assert not connection.is_reusable
+
+    tell(story)
+
+
+def test_tiny_chunks_leave_others_their_turn() -> None:
+    async def story(connection: UpstreamConnection, far: socket.socket) -> None:
+        head_ = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        far.send(head_ + b"1\r\nx\r\n" * 5000 + b"0\r\n\r\n")
+        await head(connection)
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        another = asyncio.ensure_future(other())
+        assert await body(connection) == b"x" * 5000
+        another.cancel()
+        assert turns >= 5000 // CHUNKS_AT_ONCE
+        assert connection.is_reusable
 
     tell(story)
 
