@@ -36,6 +36,14 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def eventually(what: Callable[[], object], otherwise: str = "it never came about") -> None:
+    """Wait until `what` holds; fails with `otherwise` after the patience of all tests."""
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
+
+
 def program(*names: str) -> str:
     """Path of an external program; without it the test is skipped, in CI it fails."""
     for name in names:

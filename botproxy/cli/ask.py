@@ -53,8 +53,11 @@ def ask(
     different things or the request cannot be meant.
     """
     path = _socket(config, admin)
+    ends = time.monotonic() + deadline
     try:
-        status, answer = _answer(_exchange(path, method, target, time.monotonic() + deadline))
+        status, answer = _answer(_exchange(path, method, target, ends))
+        while answer.get("again") is True:  # whoever took the question is being replaced
+            status, answer = _answer(_exchange(path, method, target, ends))
     except TimeoutError:
         raise NoAnswerError(f'"{path}": no answer within {deadline:g} s') from None
     except OSError as error:

@@ -11,8 +11,11 @@ After: `load`, which has the schema judge the values.
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path as Directory
 from typing import Any, Final
@@ -28,6 +31,8 @@ LARGEST: Final = 1024 * 1024
 """Bytes of a file."""
 DEEPEST: Final = 20
 """Levels of lists and mappings; the schema has five."""
+PIPE_PATIENCE: Final = 2.0
+"""Seconds in which a pipe instead of a file must have said everything."""
 MOST: Final = 10_000
 """Keys and values in a file."""
 
@@ -71,8 +76,7 @@ def read_value(name: str, text: str, path: Path, directory: Directory, report: R
 
 def _text(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)
+        content = _content(path)
     except FileNotFoundError:
         raise _unusable(
             path,
@@ -95,6 +99,28 @@ def _text(path: str) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         says = f"expected UTF-8, found the byte 0x{content[error.start]:02x}"
         raise _unusable(f"{path}:{line}", says, "save the file as UTF-8") from None
+
+
+def _content(path: str) -> bytes:
+    """At most one byte more than the largest. A pipe is read too, but not waited for: somebody serves."""
+    content = b""
+    ends = time.monotonic() + PIPE_PATIENCE
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        arrives = select.poll()
+        arrives.register(file, select.POLLIN)
+        while len(content) <= LARGEST:
+            if not arrives.poll(max(0.0, ends - time.monotonic()) * 1000):
+                says = f"expected a file, found a pipe without an end after {PIPE_PATIENCE:g} s"
+                raise _unusable(path, says, "write into a file, and name that")
+            more = file.read(LARGEST + 1 - len(content))
+            if not more:
+                break
+            content += more
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _unusable(where: str, says: str, hint: str) -> ConfigError:

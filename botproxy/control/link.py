@@ -1,10 +1,10 @@
 """What the supervisor and its children say to each other, over the link that each child has.
 
 A child says `Ready` once, or `Failed`. The keeper is told of every worker that serves
-(`Joined`, with the keeper's end of its channel) and of SIGHUP, and asks for workers to be
-replaced, for new ticket keys and for the configuration to be read again. A worker asks to
-be recycled. Both are told to retire. The end of a link tells either side that the other
-one is gone.
+(`Joined`, with the keeper's end of its channel) and of every change, and asks for workers
+to be replaced, for new ticket keys and for the configuration to be read again. A worker
+asks to be recycled. Both are told to retire; a worker says when it accepts no more. The
+end of a link tells either side that the other one is gone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,11 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
-class Reload:
-    """SIGHUP came: look at everything again."""
-
-
-@dataclass(frozen=True, slots=True)
 class Rotated:
-    """How the last `Rotate` ended; `problem` is empty when every worker has the new ticket keys."""
+    """How a change of the ticket keys ended; `problem` is empty when every worker has the new ones."""
 
+    begun: float
+    """Monotonic seconds at which the new keys were made."""
     problem: str
 
 
@@ -73,8 +70,14 @@ class Reconfigure:
 
 @dataclass(frozen=True, slots=True)
 class Reconfigured:
-    """How the last `Reconfigure` ended; `problems` is empty when it did not fail."""
+    """The configuration was read again, for SIGHUP or because a keeper asked.
 
+    `problems` is empty when it did not fail. If it did not and nothing has changed, the certificate
+    files are to be looked at.
+    """
+
+    begun: float
+    """Monotonic seconds at which it was read."""
     changed: bool
     problems: tuple[str, ...]
 
@@ -92,11 +95,16 @@ class Retire:
     milliseconds: int
 
 
-ToChild = Joined | Reload | Rotated | Serve | Reconfigured | Retire
-ToSupervisor = Ready | Failed | Replace | Rotate | Reconfigure | Recycle
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """The worker was told to retire, and accepts no more."""
 
-_TO_CHILD = packets.messages(Joined, Reload, Rotated, Serve, Reconfigured, Retire)
-_TO_SUPERVISOR = packets.messages(Ready, Failed, Replace, Rotate, Reconfigure, Recycle)
+
+ToChild = Joined | Rotated | Serve | Reconfigured | Retire
+ToSupervisor = Ready | Failed | Replace | Rotate | Reconfigure | Recycle | Retired
+
+_TO_CHILD = packets.messages(Joined, Rotated, Serve, Reconfigured, Retire)
+_TO_SUPERVISOR = packets.messages(Ready, Failed, Replace, Rotate, Reconfigure, Recycle, Retired)
 
 
 def from_supervisor(sock: socket.socket) -> ToChild | None:

@@ -63,7 +63,7 @@ class Decoder(Protocol):
     done: bool
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Content in `data`, and the rest: what lies behind the body's end or, before that, is to be fed again.
+        """Content in `data`, and the rest: what lies behind the body's end, or else is to be fed again.
 
         Content is empty only when there is no rest, or the body is `done`.
         """

@@ -8,7 +8,8 @@
     POST /-/rollback       an older generation      ?name=N&to=7&force=1
     POST /-/rotate         new session ticket keys
 
-A reload without `wait` is answered as soon as it is taken. No secret is ever in an answer.
+A reload without `wait` is answered as soon as it is taken. Who asked a keeper that is
+being replaced is told to ask `again`. No secret is ever in an answer.
 
 Before: `keeper.admin`, which speaks HTTP. Asked by `botproxy health`, `cert`, `tickets`.
 """
@@ -28,6 +29,7 @@ from botproxy.keeper.lineage import Lineage
 from botproxy.keeper.renewal import Renewals
 from botproxy.keeper.schedule import Change
 from botproxy.keeper.store import Store
+from botproxy.keeper.superior import Superseded
 from botproxy.keeper.watch import Watch
 from botproxy.keeper.workers import Workers
 
@@ -81,13 +83,13 @@ class Answers:
                 return 200, self._certificates()
             case "POST", "/-/reload":
                 return await self._reload(query)
-            case "POST", "/-/reconfigure":
-                return await self._reconfigure()
             case "POST", "/-/rollback":
                 return await self._rollback(query)
-            case "POST", "/-/rotate":
-                problem = await self._superior.rotate()
-                return 200, {"rotated": not problem, "says": problem}
+            case "POST", "/-/reconfigure" | "/-/rotate":
+                try:
+                    return await (self._reconfigure() if path == "/-/reconfigure" else self._rotate())
+                except Superseded:
+                    return 503, {"error": "another process answers from now on", "again": True}
             case _, "/-/live" | "/-/ready" | "/-/certificates":
                 return 405, {"error": "only GET and HEAD are answered", "allow": "GET, HEAD"}
             case _, "/-/reload" | "/-/reconfigure" | "/-/rollback" | "/-/rotate":
@@ -154,8 +156,15 @@ class Answers:
         if compromised and all(_is_served(change) for change in changes):
             answer["old_keys"] = await self._renewals.with_old_keys(names)
             answer["removal"] = await self._renewals.forget_older(names)
-            answer["rotation"] = await self._superior.rotate()
+            try:
+                answer["rotation"] = await self._superior.rotate()
+            except Superseded:
+                answer["rotation"] = "the configuration was changed meanwhile"
         return answer
+
+    async def _rotate(self) -> Answer:
+        problem = await self._superior.rotate()
+        return 200, {"rotated": not problem, "says": problem}
 
     async def _reconfigure(self) -> Answer:
         """The configuration first; what it says of certificates may have changed with it."""

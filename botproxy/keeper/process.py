@@ -199,7 +199,7 @@ class _Keeper:
         match message:
             case link.Joined(slot=slot, pid=pid, fd=fd):
                 self._workers.join(slot, pid, socket.socket(fileno=fd))
-            case link.Reload():
+            case link.Reconfigured(changed=False, problems=()):
                 self._renewals.notice("signal")
             case link.Serve():
                 self._serving.set()

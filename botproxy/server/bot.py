@@ -106,6 +106,11 @@ class Bot:
         logger.error(phrase, extra={"data": data | {"in_seconds": delay}})
         return True
 
+    def signal(self, number: signal.Signals) -> None:
+        """Pass on what we were told; a bot that is not running misses it."""
+        if self.running is not None:
+            self._children.signal([self.running], number)
+
     def stop(self) -> None:
         """Tell it to end, once; after a grace it is killed."""
         self.start_at = inf

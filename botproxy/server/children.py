@@ -25,7 +25,16 @@ logger = logging.getLogger(__name__)
 
 CRASHED = 70
 """Exit status of a child that ended by an error of ours (EX_SOFTWARE)."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2)
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGCHLD,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
 """Those that the supervisor answers."""
 
 
@@ -180,8 +189,8 @@ class Children:
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            # The terminal sends the first two to all of us; an upgrade is the supervisor's affair.
-            for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            # The terminal sends the first three to all of us; an upgrade is the supervisor's affair.
+            for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2):
                 signal.signal(ignored, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             # One that hangs is ended by SIGABRT, and shall say where it hung.

@@ -52,12 +52,20 @@ class Crew:
         self.coming: Team | None = None
         self.changes = 0
         self.backoff = Backoff()
+        self._before: Team | None = None
+        """Who served until now, while some of it may still accept."""
+        self._accepting: set[Child] = set()
+        """Its workers that have not said yet that they accept no more."""
         self._relief: dict[int, Child] = {}
         """Workers that take over from one that grew too large, by slot."""
         self._staff = staff
         self._children = children
         self._listening = listening
         self._concluded = concluded
+
+    @property
+    def is_changing(self) -> bool:
+        return self.coming is not None or self._before is not None
 
     # Beginnings
 
@@ -113,6 +121,12 @@ class Crew:
         if self.coming is not None and self.coming.is_complete:
             self._take_over(self.coming)
 
+    def gave_way(self, child: Child) -> None:
+        """An old worker accepts no more: it said so, or has ended."""
+        self._accepting.discard(child)
+        if self._before is not None and not self._accepting:
+            self._conclude(self._before)
+
     def lost(self, child: Child, code: int) -> None:
         """Whoever died in service is started again; whoever died before ends what it was started for."""
         team, coming = self.team, self.coming
@@ -167,13 +181,21 @@ class Crew:
         self._listening.keep_only(team.arrangement)
         # New ticket keys alone are no reason to end what is open.
         patience = inf if team.config is old.config else old.config.timeouts.retire
+        self._before, self._accepting = old, set(old.workers.values())
         for worker in old.workers.values():
             self._staff.retire(worker, self.changes, patience)
         self._cut_late()
         if team.keeper is not None and team.keeper is not old.keeper:
             self._children.tell(team.keeper, link.Serve())
-        self._concluded(old, team, ())
-        if old.keeper is not None and old.keeper is not team.keeper:
+        if not self._accepting:
+            self._conclude(old)
+
+    def _conclude(self, old: Team) -> None:
+        """From now on every new connection is the new team's, so the world is told."""
+        self._before = None
+        assert self.team is not None
+        self._concluded(old, self.team, ())
+        if old.keeper is not None and old.keeper is not self.team.keeper:
             self._staff.retire(old.keeper, self.changes, 0.0)
 
     def _dismiss(self, children: Iterable[Child], team: Team) -> None:
@@ -203,6 +225,8 @@ class Crew:
     def _hire_keeper(self, team: Team) -> None:
         self._staff.hire_keeper(team, self._admin, self._foreign)
         if team is self.team and team.keeper is not None:
+            for relief in self._relief.values():
+                self._staff.introduce(relief, team.keeper)
             self._children.tell(team.keeper, link.Serve())
 
     def _hire_workers(self, team: Team) -> None:

@@ -316,6 +316,11 @@ class Reception:
         for listener in self._listeners:
             listener.start()
 
+    def stop(self) -> None:
+        """Accept no more."""
+        for listener in self._listeners:
+            listener.stop()
+
     async def drain(self, cut: asyncio.Event, patience: float) -> int:
         """Accept no more, answer what is under way; at `cut` end the rest.
 
@@ -323,8 +328,7 @@ class Reception:
         to be ended.
         """
         self._draining = True
-        for listener in self._listeners:
-            listener.stop()
+        self.stop()
         for connection in tuple(self._connections):
             connection.drain(patience)
         ends = {self._loop.create_task(event.wait()) for event in (self._empty, cut)}

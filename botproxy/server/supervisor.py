@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 FAILED = 1
 MISCONFIGURED = 2
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+FOR_BOTS = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGWINCH)
+"""What a bot of ours is told instead of us; SIGTERM it is told when its deliveries are answered."""
 LONGEST_SLEEP = 1.0
 GRACE_AFTER_DRAIN = 5.0
 """What workers get beyond the drain time before they are killed."""
@@ -85,6 +88,7 @@ class Supervisor:
         """A new version of this program, which is about to take over for good."""
         # When to do what, in monotonic seconds
         self._reload_at = inf
+        self._reload_begun = 0.0
         self._rotate_at = inf
         self._alive_at = 0.0
         self._awake = time.monotonic()
@@ -183,7 +187,7 @@ class Supervisor:
     @property
     def _is_changing(self) -> bool:
         """One change after the other."""
-        return self._crew.coming is not None or self._successor is not None
+        return self._crew.is_changing or self._successor is not None
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -191,9 +195,11 @@ class Supervisor:
                 self._bury(child, code)
         elif self._successor is not None and self._successor.ready:
             self._children.signal([self._successor], signal.Signals(number))
-            if number in (signal.SIGTERM, signal.SIGINT):
+            if number in STOPS:
                 self._end_workers()
-        elif number in (signal.SIGTERM, signal.SIGINT):
+        elif self._bot is not None and number in FOR_BOTS:
+            self._bot.signal(signal.Signals(number))
+        elif number in STOPS:
             if self._stopping:
                 logger.warning("cutting connections")
                 self._children.signal(self._workers_alive(), CUT)
@@ -206,6 +212,8 @@ class Supervisor:
             self._reload_at = min(self._reload_at, time.monotonic() + STORM)
         elif number == signal.SIGUSR2:
             self._begin_upgrade()
+        elif number == signal.SIGUSR1:
+            logger.info("SIGUSR1 is for bots: there is no log file to open again")
 
     def _on_link(self, child: Child) -> None:
         assert child.link is not None
@@ -228,6 +236,8 @@ class Supervisor:
                 child.problems = problems
             case link.Recycle():
                 self._crew.relieve(child)
+            case link.Retired():
+                self._crew.gave_way(child)
             case link.Replace(pid=pid):
                 found = self._children.by_pid.get(pid)
                 if found is not None and found.is_worker:
@@ -302,7 +312,7 @@ class Supervisor:
         elif self._stopping:
             self._after_stop()
         elif child.retired is not None:
-            pass
+            self._crew.gave_way(child)
         elif not self._ever_ready:
             self._exit = code if code in (FAILED, MISCONFIGURED) else FAILED
             logger.error("cannot start", extra={"data": {"process": child.name, "exit": code}})
@@ -331,7 +341,7 @@ class Supervisor:
         assert team is not None
         if self._is_changing:
             return  # afterwards, for `_reload_at` has passed still
-        self._reload_at = inf
+        self._reload_at, self._reload_begun = inf, time.monotonic()
         self._notifier.reloading()
         if upgrade.installed_version() != __version__:
             self._begin_upgrade()
@@ -340,8 +350,7 @@ class Supervisor:
             config = self._read_again() if self._read_again is not None else team.config
             if config == team.config:
                 logger.info("the configuration is the same, the certificate files are looked at")
-                self._say(team, link.Reconfigured(False, ()))
-                self._say(team, link.Reload())
+                self._say(team, link.Reconfigured(self._reload_begun, False, ()))
                 self._notifier.ready(self._status())
                 return
             check_change(team.config, config)
@@ -373,14 +382,14 @@ class Supervisor:
                 logger.error(phrase, extra={"data": {"why": "; ".join(problems)}})
             else:
                 logger.info("new session ticket keys are in use", extra={"data": data})
-            self._say(old, link.Rotated("; ".join(problems)[:1000]))
+            self._say(old, link.Rotated(team.begun, "; ".join(problems)[:1000]))
         elif problems:
             self._refuse(*problems)
         else:
             logging.getLogger("botproxy").setLevel(team.config.log.level.upper())
             logger.info("the new configuration is in use", extra={"data": data})
             self._rotate_at = self._next_rotation()
-            self._say(old, link.Reconfigured(True, ()))
+            self._say(old, link.Reconfigured(self._reload_begun, True, ()))
         self._notifier.ready(self._status())
 
     def _refuse(self, *problems: str) -> None:
@@ -390,7 +399,7 @@ class Supervisor:
             logger.error(phrase, extra={"data": {"why": problem}})
         assert self._crew.team is not None
         shown = tuple(problem[:1000] for problem in problems[:20])
-        self._say(self._crew.team, link.Reconfigured(False, shown))
+        self._say(self._crew.team, link.Reconfigured(self._reload_begun, False, shown))
         self._notifier.ready(self._status())
 
     def _say(self, team: Team, message: link.ToChild) -> None:
@@ -426,7 +435,7 @@ class Supervisor:
         assert self._crew.team is not None
         logger.info("the successor serves, this process ends", extra={"data": {"pid": successor.pid}})
         self._notifier.gave_way(successor.pid, self._status())
-        self._say(self._crew.team, link.Reconfigured(True, ()))
+        self._say(self._crew.team, link.Reconfigured(self._reload_begun, True, ()))
         if self._reload_at < inf:
             self._children.signal([successor], signal.SIGHUP)  # it may have read the configuration before
         self._desk.give_away()

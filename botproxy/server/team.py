@@ -43,6 +43,7 @@ class Team:
     census: Census
     limiter: SharedLimiter
     begun: float = field(default_factory=time.monotonic)
+    """Monotonic seconds; of the ticket keys, unless they are of a team before it."""
     keeper: Child | None = None
     workers: dict[int, Child] = field(default_factory=dict)
     """By slot."""

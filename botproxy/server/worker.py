@@ -146,6 +146,8 @@ class Worker:
         return proxy
 
     def _begin(self) -> None:
+        if self._drain.is_set():
+            return
         self._reception.listen(self._bounds)
         packets.send(self._control, link.Ready())
 
@@ -179,7 +181,12 @@ class Worker:
                 if message.limited:
                     self._patience = min(LAST_REQUEST, message.milliseconds / 2000)
                     self._loop.call_later(message.milliseconds / 1000, self._cut.set)
-                self._drain.set()
+                self._retire()
+
+    def _retire(self) -> None:
+        self._drain.set()
+        self._reception.stop()
+        packets.send(self._control, link.Retired())
 
     def _look_at_memory(self, memory: int) -> None:
         """Too large: what can be spared goes, nobody new comes in, and another worker is asked for."""

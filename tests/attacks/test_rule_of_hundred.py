@@ -6,8 +6,7 @@ sees no error, and slots that are free again although the attackers would stay.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,7 @@ from tests.attacks.bill import LIMIT, MEMORY_FLOOR, Bill, Meter, cpu_of
 from tests.attacks.cases import CASES, SHORT, Burst, Case, Held
 from tests.attacks.clean import Clean
 from tests.attacks.front import Front, front
-from tests.harness import descriptors_of
-from tests.wire import PATIENCE
+from tests.harness import descriptors_of, eventually
 
 LONG = 60.0
 """Seconds after which an attacker gives up; the proxy has cut it off long before."""
@@ -109,10 +107,3 @@ def attack(case: Case, place: Front) -> tuple[Bill, Effort]:
 
 def size_of(lines: list[str]) -> int:
     return sum(len(line) + 1 for line in list(lines))
-
-
-def eventually(holds: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.05)

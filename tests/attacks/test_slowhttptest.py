@@ -9,8 +9,7 @@ from tests.attacks.cases import SHORT
 from tests.attacks.clean import Clean
 from tests.attacks.front import front
 from tests.attacks.slowhttptest import MODES, running_slowhttptest
-from tests.attacks.test_rule_of_hundred import eventually
-from tests.harness import descriptors_of, program
+from tests.harness import descriptors_of, eventually, program
 
 CONNECTIONS = 200
 SECONDS = 30

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,21 @@ def test_a_missing_file_a_directory_and_a_broken_link_are_told_apart(tmp_path: P
         "missing": "expected a file, found none",
         "loop": "expected a file that can be read, found an error: Too many levels of symbolic links",
     }
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with ThreadPoolExecutor() as elsewhere:
+        elsewhere.submit(path.write_text, "a: 1")
+        assert read_document(str(path), tmp_path, Report(Place("x", 1, tmp_path))) == {"a": 1}
+
+
+def test_a_pipe_into_which_nobody_writes_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="found a pipe without an end"):
+        read_document(str(path), tmp_path, Report(Place("x", 1, tmp_path)))
 
 
 @pytest.mark.parametrize(

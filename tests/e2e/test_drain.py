@@ -70,6 +70,23 @@ def test_what_is_in_flight_is_answered_and_nothing_is_accepted(
         assert len(bot.requests) <= 2
 
 
+def test_sigquit_is_as_gentle_and_sigusr1_ends_nothing(
+    start: Start, trust: ssl.SSLContext, gate: Gate
+) -> None:
+    with Bot(gate) as bot:
+        front = start(bot.url, workers=1)
+        with front.connect(trust) as busy:
+            busy.send(get())
+            assert gate.arrived.acquire(timeout=5)
+            front.process.send_signal(signal.SIGUSR1)
+            front.log.wait_for(lambda line: "SIGUSR1 is for bots" in line)
+            front.process.send_signal(signal.SIGQUIT)
+            front.log.wait_for(lambda line: "stopping" in line)
+            gate.open.set()
+            assert busy.read_message().status == 200
+        assert front.wait() == 0
+
+
 def test_an_upload_in_flight_is_finished(start: Start, trust: ssl.SSLContext) -> None:
     with Bot() as bot:
         front = start(bot.url, timeouts={"drain": "15s"})

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.harness import Bot, Proxied, descriptors_of, limit_descriptors
-from tests.wire import PATIENCE, Wire, get, post
+from tests.harness import Bot, Proxied, descriptors_of, eventually, limit_descriptors
+from tests.wire import Wire, get, post
 
 
 @pytest.fixture
@@ -207,12 +207,6 @@ def retry(attempt: Callable[[], Wire | None]) -> Wire:
     while (client := attempt()) is None:
         assert time.monotonic() < deadline
     return client
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
 
 
 def dual(front_port: int) -> dict[str, list[str]]:

@@ -85,6 +85,8 @@ while order in ("orphan", "straggler"):
 if order != "serve":
     os._exit(int(order))
 signal.signal(signal.SIGTERM, on_term)
+for number in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGWINCH):
+    signal.signal(number, lambda number, _: tell("signalled", number=number))
 print("to stdout", os.read(0, 11).decode().strip(), flush=True)
 print("to stderr", file=sys.stderr, flush=True)
 listener = socket.create_server(("127.0.0.1", port), backlog=128)
@@ -381,6 +383,19 @@ def test_orphans_are_ours_and_are_reaped(run, desk: Desk):
     again.answer(0)
     assert front.wait() == 0
     assert front.errors() == []
+
+
+@pytest.mark.parametrize("name", ["SIGQUIT", "SIGUSR1", "SIGWINCH"])
+def test_signals_that_mean_nothing_to_us_reach_the_bot(run, desk: Desk, trust: ssl.SSLContext, name: str):
+    front = run()
+    bot = front.bot_serves(desk)
+    front.process.send_signal(signal.Signals[name])
+    told = desk.next("signalled")
+    assert (told.pid, told.facts["number"]) == (bot.pid, signal.Signals[name])
+    told.answer()
+    with front.connect(trust) as wire:
+        assert wire.request(get()).body == str(bot.pid).encode()
+    assert front.terminated(desk) == 0
 
 
 def test_a_bot_never_outlives_us(run, desk: Desk):

@@ -7,8 +7,7 @@ import re
 import shutil
 import signal
 import ssl
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,8 @@ from tests.e2e.conftest import Start
 from tests.e2e.layouts import RenameOver
 from tests.e2e.served import Crowd, served, wait_served
 from tests.e2e.test_websocket import HANDSHAKE, echo
-from tests.harness import Bot, Proxied
-from tests.wire import PATIENCE, get
+from tests.harness import Bot, Proxied, eventually
+from tests.wire import get
 
 ROOT = Path(__file__).parents[2]
 TAKEN = "\nplain_listen: ['127.0.0.1:%d']\n"
@@ -33,13 +32,6 @@ TAKEN = "\nplain_listen: ['127.0.0.1:%d']\n"
 def bot() -> Iterator[Bot]:
     with Bot() as one:
         yield one
-
-
-def wait(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def lives(pid: int) -> bool:
@@ -78,7 +70,7 @@ def ending(front: Proxied) -> Iterator[list[int]]:
         for pid in reversed(supervisors):
             if lives(pid):
                 os.kill(pid, signal.SIGTERM)
-                wait(partial(ended, pid))
+                eventually(partial(ended, pid))
 
 
 def upgrade(front: Proxied, supervisor: int, supervisors: list[int]) -> int:
@@ -101,7 +93,7 @@ def test_upgrades_in_a_row_and_no_client_fails(start: Start, bot: Bot, trust: ss
                 crowd.wait_for(20)
                 if before == front.process.pid:
                     assert front.wait() == 0
-                wait(partial(ended, before))
+                eventually(partial(ended, before))
         assert crowd.failures == []
         assert len(workers_of(supervisor)) == 2
         assert front.ask("/-/ready")["ready"]
@@ -192,7 +184,7 @@ def test_what_is_told_to_the_old_one_reaches_the_new_one_and_a_stop_means_both(
             front.log.wait_for(lambda line: "the configuration is the same" in line, mark)
             front.terminate()
             assert front.wait() == 0
-            wait(partial(ended, successor))
+            eventually(partial(ended, successor))
 
 
 def test_a_reload_with_a_new_version_installed_is_an_upgrade(

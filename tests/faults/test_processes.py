@@ -17,10 +17,10 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.test_drain import Gate
 from tests.e2e.test_life import with_faults
-from tests.e2e.test_reconfigure import CHANGED, REFUSED, change, gone, marked, wait, write
+from tests.e2e.test_reconfigure import CHANGED, REFUSED, change, gone, marked, write
 from tests.e2e.test_websocket import HANDSHAKE, echo
 from tests.faults.conftest import Checked
-from tests.harness import Bot, Proxied
+from tests.harness import Bot, Proxied, eventually
 from tests.wire import OK, PATIENCE, Wire, get
 
 RELOADS = 50
@@ -84,7 +84,7 @@ def test_row_14(start: Start, healthy: Bot, checked: Checked) -> None:
             line = front.log.wait_for(lambda line: "a worker ended and is replaced" in line, mark)
             mark = since_index(front, line)
             if len(delays) == 4:
-                wait(lambda: not front.ask("/-/ready")["ready"])
+                eventually(lambda: not front.ask("/-/ready")["ready"])
             found = re.search(r"in_seconds=([0-9.]+)", line)
             assert found is not None
             delays.append(float(found[1]))
@@ -105,7 +105,7 @@ def test_row_15(start: Start, healthy: Bot, checked: Checked, unused_port: int) 
         killed = time.monotonic()
         front.process.kill()
         front.wait()
-        wait(lambda: all(gone(pid) for pid in children))
+        eventually(lambda: all(gone(pid) for pid in children))
         again = start(healthy.url, workers=2, listen=listen)
         checker.grant_between(killed, time.monotonic())
         checker.wait_for(50)
@@ -174,7 +174,7 @@ def test_row_18(front_of: Start, checked: Checked, trust: ssl.SSLContext) -> Non
                 for _ in range(100):
                     front.process.send_signal(signal.SIGHUP)
                 front.log.wait_for(lambda line: CHANGED in line, mark)
-            wait(lambda: len(front.workers()) <= 3)  # the one that serves, and two that drain
+            eventually(lambda: len(front.workers()) <= 3)  # the one that serves, and two that drain
             change(front, headers=marked("last"))  # after it no wish is left over
             said = [
                 line for line in front.log.lines if CHANGED in line or "configuration is the same" in line

@@ -59,7 +59,7 @@ class House:
         self.problem = ""
         """Of the next rotation."""
         self.vitals = Vitals(2)
-        self.reconfigured = Reconfigured(False, ())
+        self.reconfigured = Reconfigured(0.0, False, ())
         """What becomes of the next change of the configuration."""
         self.answers = Answers(
             self.lineages, self.renewals, self.workers, watch, self.store, self, 1, self.vitals

@@ -21,7 +21,17 @@ import pytest
 from botproxy.config.schema import Config
 from botproxy.control import link, packets
 from botproxy.control.channel import Commit, Prepare
-from botproxy.control.link import Failed, Joined, Ready, Reload, Replace, Rotate, Rotated
+from botproxy.control.link import (
+    Failed,
+    Joined,
+    Ready,
+    Reconfigure,
+    Reconfigured,
+    Replace,
+    Retire,
+    Rotate,
+    Rotated,
+)
 from botproxy.keeper import admin
 from botproxy.keeper.store import Store
 from botproxy.tls.context import CertificateSet
@@ -342,7 +352,7 @@ def test_the_supervisor_has_everything_looked_at(
     keeper = there.begin(worker.work())
     there.until(there.is_ready)
     there.renew(second)
-    packets.send(keeper.link, Reload())
+    packets.send(keeper.link, Reconfigured(time.monotonic(), False, ()))
     worker.wait_for(lambda: len(worker.sets) == 2)
     assert worker.fingerprints == (second.fingerprint,)
 
@@ -356,9 +366,37 @@ def test_new_ticket_keys_are_asked_of_the_supervisor_and_its_answer_is_the_answe
     with ThreadPoolExecutor() as asking:
         answers = [asking.submit(there.ask, "/-/rotate", "POST") for _ in range(2)]
         assert [keeper.hear(), keeper.hear()] == [Rotate(), Rotate()]
-        packets.send(keeper.link, Rotated(problem))
+        packets.send(keeper.link, Rotated(time.monotonic(), problem))
         for answer in answers:
             assert answer.result() == (200, {"rotated": not problem, "says": problem})
+
+
+def test_a_question_is_not_answered_by_what_was_under_way_when_it_was_asked(
+    house: Housed, first: Issued, tmp_path: Path
+):
+    there = house(first.write(tmp_path, "a"))
+    keeper = there.begin()
+    with ThreadPoolExecutor() as asking:
+        before = time.monotonic()
+        answer = asking.submit(there.ask, "/-/reconfigure", "POST")
+        assert keeper.hear() == Reconfigure()
+        packets.send(keeper.link, Reconfigured(before, True, ()))
+        packets.send(keeper.link, Reconfigured(time.monotonic(), False, ("routes: unknown",)))
+        assert answer.result() == (200, {"changed": False, "problems": ["routes: unknown"]})
+
+
+@pytest.mark.parametrize("target", ["/-/reconfigure", "/-/rotate"])
+def test_whoever_waits_for_a_keeper_that_is_replaced_is_told_to_ask_again(
+    house: Housed, first: Issued, tmp_path: Path, target: str
+):
+    there = house(first.write(tmp_path, "a"))
+    keeper = there.begin()
+    with ThreadPoolExecutor() as asking:
+        answer = asking.submit(there.ask, target, "POST")
+        keeper.hear()
+        packets.send(keeper.link, Retire(True, 0))
+        status, says = answer.result()
+    assert (status, says["again"]) == (503, True)
 
 
 def test_a_worker_that_is_silent_for_ever_keeps_nothing_else_from_working(

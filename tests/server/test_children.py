@@ -178,7 +178,7 @@ def test_a_child_does_not_hold_what_is_foreign_to_it(children: Children):
 def test_a_child_answers_no_signal_for_its_parent(children: Children):
     def body(_: socket.socket) -> int:
         handlers = [signal.getsignal(number) for number in SIGNALS]
-        ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+        ignored = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2)
         wanted = [signal.SIG_IGN if number in ignored else signal.SIG_DFL for number in SIGNALS]
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         return 0 if (handlers, blocked, signal.set_wakeup_fd(-1)) == (wanted, set(), -1) else 1
@@ -203,7 +203,7 @@ def test_a_child_that_does_not_listen_is_ended(children: Children, caplog: pytes
     assert child.link is not None
     assert not child.link.getblocking()
     for _ in range(100_000):
-        children.tell(child, link.Reload())
+        children.tell(child, link.Serve())
         if caplog.records:
             break
     assert code_of(children, child) == -signal.SIGKILL
