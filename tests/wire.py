@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from contextlib import suppress
 from typing import Self
 
 PATIENCE = 20.0
@@ -172,6 +173,19 @@ class HelloFor:
                 return self.tls.read(65536)
             except ssl.SSLWantReadError:
                 self.incoming.write(sock.recv(65536))
+
+    def half_close(self, sock: socket.socket) -> int:
+        """End our direction, and count the bytes that still come, up to the end.
+
+        They cannot be decrypted: Python's TLS reads nothing after its own close_notify.
+        """
+        with suppress(ssl.SSLWantReadError):  # our close_notify is written all the same
+            self.tls.unwrap()
+        sock.sendall(self.outgoing.read())
+        received = 0
+        while data := sock.recv(65536):
+            received += len(data)
+        return received
 
 
 class Message:

@@ -39,6 +39,18 @@ def fault_home() -> Iterator[Path]:
         yield home
 
 
+PLACES = (
+    "botproxy.server.reception:Reception._secure",
+    "botproxy.http.h1:ClientConnection._serve_one",
+    "botproxy.proxy:Proxy.handle",
+    "botproxy.upstream.hold:Hold.connect",
+    "botproxy.upstream.connection:UpstreamConnection.read_head",
+    "botproxy.upstream.connection:UpstreamConnection.read_body",
+    "botproxy.server.worker:Worker._log",
+)
+"""Where an error of ours may strike: from the first byte of a connection to the line in the log."""
+
+
 def with_faults(home: Path, where: str = "") -> dict[str, str]:
     return {"PYTHONPATH": f"{FAULTS}:{ROOT}", "FAULT_HOME": str(home), "FAULT": where}
 
@@ -162,18 +174,7 @@ def test_a_stopped_keeper_is_replaced_as_well(start: Start, bot: Bot, trust: ssl
 # Errors of ours
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        "botproxy.server.reception:Reception._secure",
-        "botproxy.http.h1:ClientConnection._serve_one",
-        "botproxy.proxy:Proxy.handle",
-        "botproxy.upstream.hold:Hold.connect",
-        "botproxy.upstream.connection:UpstreamConnection.read_head",
-        "botproxy.upstream.connection:UpstreamConnection.read_body",
-        "botproxy.server.worker:Worker._log",
-    ],
-)
+@pytest.mark.parametrize("where", PLACES)
 def test_an_error_costs_one_connection(
     start: Start, bot: Bot, trust: ssl.SSLContext, fault_home: Path, where: str
 ) -> None:

@@ -18,7 +18,7 @@ from tests import certs
 from tests.certs import Authority, Issued
 from tests.e2e.conftest import Start
 from tests.harness import Bot, Proxied, free_port
-from tests.wire import OK, Wire, get, post
+from tests.wire import OK, HelloFor, Wire, get, post
 
 PROMPTLY = 1.3
 """Seconds; the promise is one, the rest is for a busy machine."""
@@ -543,28 +543,10 @@ def test_a_client_that_finished_sending_still_gets_its_answer(
 ) -> None:
     """close_notify is the end of one direction only (RFC 8446 6.1)."""
     with Bot(port=bot_port):
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = ca.trust().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        client = HelloFor(ca.trust())
         with front.tcp() as sock:
-            shaken = False
-            while not shaken:
-                try:
-                    tls.do_handshake()
-                    shaken = True
-                except ssl.SSLWantReadError:
-                    pass
-                sock.sendall(outgoing.read())
-                if not shaken:
-                    incoming.write(sock.recv(65536))
-            tls.write(get("/half"))
-            try:
-                tls.unwrap()
-            except ssl.SSLWantReadError:
-                pass  # our close_notify is written
-            sock.sendall(outgoing.read())
-            received = 0
-            while data := sock.recv(65536):
-                received += len(data)
-        # It cannot be decrypted here: Python's TLS reads nothing after its own close_notify.
-        assert received > 100
+            sock.sendall(client.data)
+            client.finish(sock)
+            client.tls.write(get("/half"))
+            assert client.half_close(sock) > 100
         front.wait_record(path="/half", status=200)

@@ -16,7 +16,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from tests.e2e.conftest import Start
 from tests.harness import Bot, Proxied, descriptors_of, free_port
-from tests.wire import OK, PATIENCE, Message, Wire, get
+from tests.wire import OK, PATIENCE, HelloFor, Message, Wire, get
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 HANDSHAKE = (
@@ -272,33 +272,13 @@ def test_a_client_that_ends_first_still_hears_the_bot(
         wire.send(b"x" * 5000)
 
     behind = bot(behave)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    client = HelloFor(trust)
     with front.tcp() as sock:
-
-        def step(action: Callable[[], object]) -> object:
-            while True:
-                try:
-                    result = action()
-                except ssl.SSLWantReadError:
-                    sock.sendall(outgoing.read())
-                    incoming.write(sock.recv(65536))
-                else:
-                    sock.sendall(outgoing.read())
-                    return result
-
-        step(tls.do_handshake)
-        step(lambda: tls.write(get("/", *HANDSHAKE)))
-        assert b" 101 " in bytes(step(lambda: tls.read(65536)))  # type: ignore[call-overload]
-        tls.write(b"bye")
-        try:
-            tls.unwrap()
-        except ssl.SSLWantReadError:
-            pass  # our close_notify is written
-        sock.sendall(outgoing.read())
-        received = 0
-        while data := sock.recv(65536):
-            received += len(data)
+        sock.sendall(client.data)
+        client.finish(sock)
+        assert b" 101 " in client.exchange(sock, get("/", *HANDSHAKE))
+        client.tls.write(b"bye")
+        received = client.half_close(sock)
     behind.wait_for(lambda: bool(heard))
     assert heard == [(b"bye", True)]
     assert received > 5000

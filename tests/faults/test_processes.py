@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.test_drain import Gate
-from tests.e2e.test_life import with_faults
+from tests.e2e.test_life import PLACES, with_faults
 from tests.e2e.test_reconfigure import CHANGED, REFUSED, change, gone, marked, write
 from tests.e2e.test_websocket import HANDSHAKE, echo
 from tests.faults.conftest import Checked
@@ -183,18 +183,7 @@ def test_row_18(front_of: Start, checked: Checked, trust: ssl.SSLContext) -> Non
             checker.wait_for(50)
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        "botproxy.server.reception:Reception._secure",
-        "botproxy.http.h1:ClientConnection._serve_one",
-        "botproxy.proxy:Proxy.handle",
-        "botproxy.upstream.hold:Hold.connect",
-        "botproxy.upstream.connection:UpstreamConnection.read_head",
-        "botproxy.upstream.connection:UpstreamConnection.read_body",
-        "botproxy.server.worker:Worker._log",
-    ],
-)
+@pytest.mark.parametrize("where", PLACES)
 def test_row_32(config: dict[str, Any], checked: Checked, fault_home: Path, where: str) -> None:
     """An error of ours, whoever it meets."""
     front = Proxied(config, fault_home, env=with_faults(fault_home, where))
