@@ -16,11 +16,11 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from threading import Event
 from typing import Literal
 
-from watchfiles import Change, awatch
-from watchfiles._rust_notify import WatchfilesRustInternalError
+# Not `watchfiles.awatch`, which costs 4 MiB: it needs all of anyio.
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 from botproxy.config import schema
 from botproxy.keeper.paths import deciding_directories, steps
@@ -48,7 +48,7 @@ class Watch:
         self._watched: Watched = {}
         self._entries: frozenset[str] = frozenset()
         """The names on the way to the files, each with its directory."""
-        self._moved = asyncio.Event()
+        self._moved = Event()
         """The watched directories are no longer the ones that decide."""
         self._has_events = False
         self._complained = False
@@ -74,64 +74,55 @@ class Watch:
                 await asyncio.sleep(RETRY)
                 continue
             try:
-                await self._listen_there()
+                # True at the end passes over every refusal in silence, that for want of room included.
+                kernel = RustNotify(list(self._watched), False, False, 0, False, False)
             except FileNotFoundError:
-                self._begun.cancel()
                 await asyncio.sleep(STEP / 1000)  # it went in this moment: look where the way ends now
-            except ExceptionGroup as group:
-                # Out of the midst of watching: the name of some file there is no text.
-                if not isinstance(group.exceptions[0], WatchfilesRustInternalError):
-                    raise
-                self._notice("event")
-                await asyncio.sleep(STEP / 1000)
             except (OSError, WatchfilesRustInternalError) as error:
-                self._begun.cancel()
                 self._has_events = False
                 self._complain(error)
                 await asyncio.sleep(RETRY)
+            else:
+                with kernel:
+                    await self._listen_to(kernel)
 
-    async def _listen_there(self) -> None:
+    async def _listen_to(self, kernel: RustNotify) -> None:
         """Until other directories decide."""
-        events = awatch(
-            *self._watched,
-            watch_filter=self._concerns,
-            recursive=False,
-            step=STEP,
-            debounce=DEBOUNCE,
-            stop_event=self._moved,
-            force_polling=False,
-            # With True every refusal is passed over in silence, that for want of room included.
-            ignore_permission_denied=False,
-        )
-        # The loop below sets the watches before it waits for the first time, and only then this is
-        # called: what changed before there was a watch is found by reading now.
-        self._begun = asyncio.get_running_loop().call_soon(self._begin)
+        self._has_events = True
+        self._notice("event")  # what changed before there was a watch is found by reading now
         again = asyncio.ensure_future(self._look_again())
         try:
-            async with aclosing(events):
-                async for changes in events:
+            while changed := await self._changed(kernel):
+                # A directory that was removed and made again may even have the same inode.
+                anew = not self._watched.keys().isdisjoint(changed)
+                if anew or not self._entries.isdisjoint(changed):
                     self._notice("event")
-                    # A directory that was removed and made again may even have the same inode.
-                    if any(path in self._watched for _, path in changes):
-                        return
                     watched, self._entries = await asyncio.to_thread(_ways, self._files)
-                    if watched != self._watched:
-                        return
+                    anew = anew or watched != self._watched
+                if anew:
+                    return
         finally:
             again.cancel()
+
+    async def _changed(self, kernel: RustNotify) -> set[str]:
+        """The paths of the next changes; none when it is time to look which directories decide."""
+        told = asyncio.ensure_future(asyncio.to_thread(kernel.watch, DEBOUNCE, STEP, 0, self._moved))
+        try:
+            found = await asyncio.shield(told)
+        except asyncio.CancelledError:
+            self._moved.set()  # else its thread would wait for a change that may never come
+            await asyncio.wait([told])
+            raise
+        except WatchfilesRustInternalError:  # the name of some file there is no text
+            self._notice("event")
+            await asyncio.sleep(STEP / 1000)
+            return set()
+        return set() if isinstance(found, str) else {path for _, path in found}
 
     async def _look_again(self) -> None:
         """A directory that came while the watch began is not watched."""
         if await asyncio.to_thread(_ways, self._files) != (self._watched, self._entries):
             self._moved.set()
-
-    def _concerns(self, _: Change, path: str) -> bool:
-        """Whether something happened on the way to a file, not beside it."""
-        return path in self._entries or path in self._watched
-
-    def _begin(self) -> None:
-        self._has_events = True
-        self._notice("event")
 
     def _complain(self, error: Exception) -> None:
         if self._complained:
