@@ -14,13 +14,17 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from botproxy.cli import report
 from botproxy.cli.verb import WrongUsage
 from botproxy.config.state import Placement, admin_socket
+from botproxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 DEADLINE = 3.0
 """Seconds from a question to the end of its answer, unless the command says otherwise."""
@@ -90,16 +94,30 @@ def _socket(config: str | None, admin: str | None) -> Path:
         if not admin.startswith("unix:/"):
             raise WrongUsage(f'option "--admin": expected "unix:/path/to.sock", found "{admin}"')
         return Path(admin.removeprefix("unix:"))
-    config = config or os.environ.get("BOTPROXY_CONFIG") or None
-    if config is None:
-        path = admin_socket(Placement(os.environ.get("BOTPROXY_STATE_DIR"), os.environ.get("BOTPROXY_ADMIN")))
-    else:
-        from botproxy.config.load import load_file  # costs more than everything else here
-
-        path = admin_socket(load_file(config, environment=os.environ))
+    named = config or os.environ.get("BOTPROXY_CONFIG") or None
+    path = admin_socket(_placement(named, certain=config is not None))
     if path is None:
-        raise NoAnswerError(f'"{config or "BOTPROXY_ADMIN"}": admin: expected a socket to ask, found "off"')
+        raise NoAnswerError(f'"{named or "BOTPROXY_ADMIN"}": admin: expected a socket to ask, found "off"')
     return path
+
+
+def _placement(config: str | None, *, certain: bool) -> Placement | Config:
+    """What says where the socket lies.
+
+    A mistake in the rest of the file is no reason not to ask: the running one serves with what was there
+    before. Nor is a file that cannot be read at all, unless it was named for this question.
+    """
+    variables = Placement(os.environ.get("BOTPROXY_STATE_DIR"), os.environ.get("BOTPROXY_ADMIN"))
+    if config is None:
+        return variables
+    from botproxy.config.load import draft  # costs more than everything else here
+
+    try:
+        return draft(config, os.environ).config
+    except ConfigError:
+        if certain:
+            raise
+        return variables
 
 
 def _exchange(path: Path, method: str, target: str, ends: float) -> bytes:

@@ -10,6 +10,7 @@ end of a link tells either side that the other one is gone.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from botproxy.control import packets
@@ -98,6 +99,11 @@ class Retire:
 @dataclass(frozen=True, slots=True)
 class Retired:
     """The worker was told to retire, and accepts no more."""
+
+
+def shown(problems: Sequence[str]) -> tuple[str, ...]:
+    """As many of `problems`, and as much of each, as a packet holds whatever they are about."""
+    return tuple(problem[:400] for problem in problems[:20])
 
 
 ToChild = Joined | Rotated | Serve | Reconfigured | Retire

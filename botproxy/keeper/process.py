@@ -72,7 +72,7 @@ def run(
         for problem in error.problems:
             data = {"problem": str(problem), "hint": problem.hint}
             logger.error("the certificates cannot be used", extra={"data": data})
-        packets.send(control, link.Failed(tuple(str(problem)[:1000] for problem in error.problems[:20])))
+        packets.send(control, link.Failed(link.shown([str(problem) for problem in error.problems])))
         return MISCONFIGURED
     _report(config, lineages, now)
 

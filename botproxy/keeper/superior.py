@@ -22,7 +22,7 @@ from botproxy.control.link import Reconfigured, Rotated
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 90.0
+PATIENCE = 60.0
 """Seconds in which new processes must serve; the supervisor itself gives up before."""
 
 T = TypeVar("T", Rotated, Reconfigured)

@@ -1,7 +1,7 @@
 """The bot as a child of ours: `botproxy run -- COMMAND`.
 
 Starts the command with the signals, limits and standard streams that botproxy itself was
-given, in a process group of its own, so that Ctrl-C stops it through us and not beside us.
+given, in a session of its own, so that Ctrl-C stops it through us and not beside us.
 That we may bind port 443 is no reason for a bot to be root: it becomes the account of the
 workers. It is started again when it fails; when all of it ends is `server.supervisor`'s
 decision.
@@ -119,7 +119,8 @@ class Bot:
             self.running.kill_at = time.monotonic() + GRACE
 
     def _become(self, _: socket.socket) -> int:
-        os.setpgid(0, 0)
+        # Its own group would do against Ctrl-C, but would stop a bot that reads what is typed.
+        os.setsid()
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # also what somebody else has left open for us
         for kind, limits in self._limits.items():
             # A hard limit that was lowered cannot be raised again without CAP_SYS_RESOURCE.

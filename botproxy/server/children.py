@@ -36,6 +36,8 @@ SIGNALS = (
     signal.SIGWINCH,
 )
 """Those that the supervisor answers."""
+IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Those that mean nothing to its children."""
 
 
 @dataclass(slots=True)
@@ -94,6 +96,9 @@ class Children:
     def __iter__(self) -> Iterator[Child]:
         return iter(tuple(self.by_pid.values()))
 
+    def workers(self) -> list[Child]:
+        return [child for child in self if child.is_worker]
+
     def __len__(self) -> int:
         return len(self.by_pid)
 
@@ -129,6 +134,8 @@ class Children:
             return
         try:
             packets.send(child.link, message)
+        except packets.PacketError:
+            logger.exception("a message to a process is too large", extra={"data": {"process": child.name}})
         except BlockingIOError:
             logger.error("a process does not listen and is ended", extra={"data": {"process": child.name}})
             self.signal([child], signal.SIGKILL)
@@ -157,8 +164,11 @@ class Children:
             child.link.close()
             child.link = None
 
-    def reap(self) -> list[tuple[Child, int]]:
-        """Those who have ended since the last time, with their exit codes."""
+    def reap(self, hear_out: Callable[[Child], None] = lambda _: None) -> list[tuple[Child, int]]:
+        """Those who have ended since the last time, with their exit codes.
+
+        `hear_out` reads what they have said to the last, while the link is still there.
+        """
         ended: list[tuple[Child, int]] = []
         while True:
             try:
@@ -170,6 +180,7 @@ class Children:
             child = self.by_pid.pop(pid, None)
             if child is None:
                 continue  # an orphan that was given to us
+            hear_out(child)
             self.deafen(child)
             if child.link is not None:
                 child.link.close()
@@ -189,8 +200,8 @@ class Children:
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            # The terminal sends the first three to all of us; an upgrade is the supervisor's affair.
-            for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2):
+            # Terminals and service managers send them to all of us; they are the supervisor's affair.
+            for ignored in IGNORED:
                 signal.signal(ignored, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             # One that hangs is ended by SIGABRT, and shall say where it hung.

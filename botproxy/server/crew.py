@@ -11,6 +11,7 @@ Uses `server.staff`. Told of everything by `server.supervisor`.
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import socket
 import time
@@ -23,7 +24,6 @@ from botproxy.server.children import Child, Children
 from botproxy.server.sockets import Listening
 from botproxy.server.staff import Staff
 from botproxy.server.team import Team
-from botproxy.server.worker import CUT
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ DRAINING = 2
 """Changes whose old workers may still drain; those of earlier ones are cut."""
 GRACE_AFTER_CUT = 3.0
 """Seconds that a process gets to end once it was told to end at once."""
+ROTATE_AGAIN = 60.0
+"""Seconds until new ticket keys are tried again, at most."""
 KEEPER = -1
 """Its place among the slots, for back-off."""
 
@@ -66,6 +68,29 @@ class Crew:
     @property
     def is_changing(self) -> bool:
         return self.coming is not None or self._before is not None
+
+    @property
+    def has_keeper(self) -> bool:
+        return self.team is not None and self.team.keeper is not None
+
+    @property
+    def status(self) -> str:
+        assert self.team is not None
+        serving = sum(worker.ready for worker in self.team.workers.values())
+        return f"serving with {serving} of {len(self.team.slots)} workers"
+
+    def rotate_at(self, *, failed: bool = False) -> float:
+        """When the ticket keys are too old, give or take a tenth, in monotonic seconds.
+
+        `failed`: when it is to be tried again.
+        """
+        assert self.team is not None
+        interval = self.team.config.tls.ticket_rotation
+        if not interval:
+            return inf
+        if failed:
+            return time.monotonic() + min(interval, ROTATE_AGAIN)
+        return self.team.keys_made + interval * random.uniform(0.9, 1.1)
 
     # Beginnings
 
@@ -156,6 +181,13 @@ class Crew:
             self._listening.undo(team.arrangement)
         self._concluded(self.team, team, problems)
 
+    def cut(self, children: Iterable[Child]) -> None:
+        """Have them end at once what they serve; whoever does not is killed."""
+        for child in tuple(children):
+            if child.is_worker:
+                self._children.tell(child, link.Retire(True, 0))
+            child.kill_at = min(child.kill_at, time.monotonic() + GRACE_AFTER_CUT)
+
     def retire(self, patience: float) -> None:
         """Everybody gives way to another program."""
         assert self.team is not None
@@ -208,10 +240,7 @@ class Crew:
                 self._children.signal([child], signal.SIGKILL)
 
     def _cut_late(self) -> None:
-        late = [c for c in self._children if c.retired is not None and c.retired <= self.changes - DRAINING]
-        self._children.signal([child for child in late if child.is_worker], CUT)
-        for child in late:
-            child.kill_at = min(child.kill_at, time.monotonic() + GRACE_AFTER_CUT)
+        self.cut(c for c in self._children if c.retired is not None and c.retired <= self.changes - DRAINING)
 
     def _end_relief(self, relief: Child, slot: int) -> None:
         assert self.team is not None
@@ -221,6 +250,8 @@ class Crew:
         self.backoff.forget(slot)
         if large is not None:
             self._staff.retire(large, self.changes, self.team.config.timeouts.retire)
+        drain = [c for c in self._children if c.slot == slot and c.retired is not None]
+        self.cut(drain[:-DRAINING])  # the oldest come first
 
     def _hire_keeper(self, team: Team) -> None:
         self._staff.hire_keeper(team, self._admin, self._foreign)

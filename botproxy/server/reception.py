@@ -99,6 +99,7 @@ class Reception:
     def listen(self, bounds: Sequence[Bound]) -> None:
         """Begin to accept on `bounds`, which belong to this from now on."""
         for bound in bounds:
+            bound.listen()
 
             def arrive(sock: socket.socket, address: Any, bound: Bound = bound) -> None:
                 self._arrive(bound, sock, address)

@@ -43,6 +43,11 @@ class Bound:
     def __post_init__(self) -> None:
         object.__setattr__(self, "port", port_of(self.sock))
 
+    def listen(self) -> None:
+        """Have the kernel queue connections, for somebody who accepts them; whoever passed it may have."""
+        if not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self.sock.listen(BACKLOG)
+
 
 Key = tuple[bool, str]
 """Whether TLS is spoken, and the listening address as it is configured."""
@@ -69,6 +74,9 @@ class Listening:
     def __init__(self, handed: Mapping[Key, Sequence[socket.socket]] | None = None) -> None:
         """`handed`: sockets that a predecessor passed on."""
         self._open = {key: list(socks) for key, socks in (handed or {}).items()}
+        self._begins = not handed
+        """Whether nothing is served yet: then connections are queued at once. Later a socket of ours begins
+        with the worker that accepts from it: if none came after all, what was queued would be lost."""
         self._passed = _passed_by_manager()
         # Numbers that were there before us; any other that a configuration may name is one of our own.
         self._given = {int(name) for name in os.listdir("/proc/self/fd")}
@@ -92,6 +100,7 @@ class Listening:
         except BaseException:
             self.undo(arrangement)
             raise
+        self._begins = False
         return arrangement
 
     def undo(self, arrangement: Arrangement) -> None:
@@ -111,6 +120,8 @@ class Listening:
                 for sock in socks:
                     sock.close()
                 del self._open[key]
+                if key[1].startswith("fd:"):
+                    self._given.discard(int(key[1][3:]))
 
     def sockets(self) -> dict[Key, list[socket.socket]]:
         """All of them, for a successor."""
@@ -139,7 +150,7 @@ class Listening:
                         f'cannot use "{address}": it was not open when botproxy was started; '
                         "pass a listening socket with that number"
                     )
-                sock = _another(address, socks, ports)
+                sock = _another(address, socks, ports, queueing=self._begins)
                 socks.append(sock)
                 arrangement.opened.append((key, sock))
         finally:
@@ -179,7 +190,9 @@ def endpoint_of(bounds: Sequence[Bound]) -> Endpoint | None:
 
 
 def url_of(bound: Bound) -> str:
-    """Where a browser on this machine finds a TLS listener."""
+    """Where a browser on this machine finds a TLS listener; of a Unix socket, where it is."""
+    if bound.sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return f"unix:{os.fsdecode(bound.sock.getsockname()).replace(chr(0), '@')}"
     host, port = bound.sock.getsockname()[:2]
     if host in ("::", "0.0.0.0"):
         host = "localhost"
@@ -195,7 +208,9 @@ def _passed_by_manager() -> list[tuple[int, str]]:
     return [(fd, names[at] if at < len(names) else "") for at, fd in enumerate(fds)]
 
 
-def _another(address: str, socks: Sequence[socket.socket], ports: Set[int]) -> socket.socket:
+def _another(
+    address: str, socks: Sequence[socket.socket], ports: Set[int], *, queueing: bool
+) -> socket.socket:
     """One more socket for `address`, beside `socks`. `ports`: on which we listen already."""
     if address.startswith("fd:"):
         return socks[0].dup() if socks else _inherited(address)
@@ -204,24 +219,26 @@ def _another(address: str, socks: Sequence[socket.socket], ports: Set[int]) -> s
     try:
         if not socks and port not in ports:
             # SO_REUSEPORT would let a second botproxy share the port and take half of the connections.
-            _listen(host, port, shared=False).close()
-        return _listen(host, port)
+            _bind(host, port, shared=False).close()
+        return _bind(host, port, queueing=queueing)
     except UnicodeError as error:
         raise BindError(f'cannot listen on "{address}": this is no name of a host') from error
     except OSError as error:
         raise BindError(f'cannot listen on "{address}": {_advice(error, port)}') from error
 
 
-def _listen(host: str, port: int, *, shared: bool = True) -> socket.socket:
+def _bind(host: str, port: int, *, shared: bool = True, queueing: bool = True) -> socket.socket:
+    """A socket that is bound; one that is not `queueing` yet begins with `Bound.listen`."""
     try:
-        return _open(host or "::", port, dual_stack=not host, shared=shared)
+        return _open(host or "::", port, dual_stack=not host, shared=shared, queueing=queueing)
     except OSError as error:
         if host or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
-        return _open("0.0.0.0", port, dual_stack=False, shared=shared)  # a machine without IPv6
+        # A machine without IPv6.
+        return _open("0.0.0.0", port, dual_stack=False, shared=shared, queueing=queueing)
 
 
-def _open(host: str, port: int, *, dual_stack: bool, shared: bool) -> socket.socket:
+def _open(host: str, port: int, *, dual_stack: bool, shared: bool, queueing: bool) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -232,7 +249,8 @@ def _open(host: str, port: int, *, dual_stack: bool, shared: bool) -> socket.soc
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
         sock.bind(address)
-        sock.listen(BACKLOG)
+        if queueing:
+            sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()

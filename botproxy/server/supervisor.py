@@ -14,7 +14,6 @@ import contextlib
 import gc
 import logging
 import os
-import random
 import selectors
 import signal
 import socket
@@ -30,13 +29,13 @@ from botproxy.control.packets import PacketError
 from botproxy.errors import ConfigError
 from botproxy.server import privileges, sockets, upgrade
 from botproxy.server.bot import Bot, adopt_orphans, exit_code
-from botproxy.server.children import SIGNALS, Child, Children
+from botproxy.server.children import Child, Children
 from botproxy.server.crew import DRAINING, GRACE_AFTER_CUT, Crew
 from botproxy.server.desk import Desk
 from botproxy.server.notify import Notifier
+from botproxy.server.signals import Signals
 from botproxy.server.staff import HANGING, START_PATIENCE, Staff
-from botproxy.server.team import Team, assemble, check_change
-from botproxy.server.worker import CUT
+from botproxy.server.team import MOST_WORKERS, Team, assemble, check_change
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +49,8 @@ GRACE_AFTER_DRAIN = 5.0
 """What workers get beyond the drain time before they are killed."""
 STORM = 0.2
 """Seconds in which several wishes to reload become one."""
-MOST_PROCESSES = 64 * (3 + DRAINING)
-"""Of 64 slots: those that serve, that come, that drain, and that were just cut."""
+MOST_PROCESSES = (MOST_WORKERS + 1) * (4 + DRAINING)
+"""Keepers, and workers in each slot: those that serve, come, relieve, drain, and were just cut."""
 
 
 class Supervisor:
@@ -88,14 +87,18 @@ class Supervisor:
         """A new version of this program, which is about to take over for good."""
         # When to do what, in monotonic seconds
         self._reload_at = inf
-        self._reload_begun = 0.0
+        self._change_begun = 0.0
+        self._upgrade_at = inf
         self._rotate_at = inf
         self._alive_at = 0.0
+        self._judge_at = 0.0
         self._awake = time.monotonic()
         self._start_by = self._awake + START_PATIENCE
         # How far it has come
         self._ever_ready = False
         self._stopping = False
+        self._ending = False
+        """Whether workers were told to end within the drain time."""
         self._exit = 0
 
     def run(self) -> int:
@@ -107,7 +110,7 @@ class Supervisor:
             make_state_dir(self._config)
             self._desk.open(self._config)
             try:
-                team = assemble(self._config, self._listening, self._staff.seats, None)
+                team = assemble(self._config, self._listening, self._staff.seats)
             except sockets.BindError as error:
                 logger.error("cannot start", extra={"data": {"why": str(error)}})
                 return FAILED
@@ -115,40 +118,29 @@ class Supervisor:
             privileges.close_ranks()
             gc.collect()
             gc.freeze()  # what exists now is shared with the children and should stay untouched
-            with self._signals():
-                self._crew.start(team, self._desk.sock, self._foreign)
-                if self._bot is not None:
-                    adopt_orphans()
-                    self._bot.account = team.account
-                    self._bot.start()
-                while self._is_needed():
-                    self._turn()
+            with Signals() as self._signals, self._selector:
+                return self._serve(team)
         finally:
             self._listening.close()
             self._desk.close()
-        return self._exit
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Signals become bytes in a socket, which `_turn` waits for beside the children's links."""
-        self._wakeup, far = socket.socketpair()
-        self._foreign = [self._wakeup, far]
-        for sock in self._foreign:
-            sock.setblocking(False)
+    def _serve(self, team: Team) -> int:
+        self._selector.register(self._signals.sock, selectors.EVENT_READ)
+        self._foreign = self._signals.sockets
         if self._inherited.link is not None:
             self._foreign.append(self._inherited.link)
-        self._selector.register(self._wakeup, selectors.EVENT_READ)
-        before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
         try:
-            yield
-        finally:
-            signal.set_wakeup_fd(-1)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self._selector.close()
-            for sock in self._foreign:
-                sock.close()
+            self._crew.start(team, self._desk.sock, self._foreign)
+        except OSError as error:
+            logger.error("cannot start", extra={"data": {"process": "keeper", "why": error.strerror}})
+            return FAILED
+        if self._bot is not None:
+            adopt_orphans()
+            self._bot.account = team.account
+            self._bot.start()
+        while self._is_needed():
+            self._turn()
+        return self._exit
 
     # Life
 
@@ -164,8 +156,8 @@ class Supervisor:
         now = time.monotonic()
         wake_at = min([*self._plans(), now + min(LONGEST_SLEEP, self._notifier.watchdog or inf)])
         for key, _ in self._selector.select(max(0.0, wake_at - now)):
-            if key.fileobj is self._wakeup:
-                for number in set(self._wakeup.recv(4096)):
+            if key.fileobj is self._signals.sock:
+                for number in self._signals.arrived():
                     self._on_signal(number)
             elif isinstance(key.data, Child) and key.data.pid in self._children.by_pid:
                 self._on_link(key.data)  # unless it was reaped in this very turn
@@ -183,6 +175,7 @@ class Supervisor:
             yield self._bot.start_at
         if self._ever_ready and not self._is_changing:
             yield self._reload_at
+            yield self._upgrade_at
 
     @property
     def _is_changing(self) -> bool:
@@ -191,7 +184,7 @@ class Supervisor:
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
-            for child, code in self._children.reap():
+            for child, code in self._children.reap(self._hear_out):
                 self._bury(child, code)
         elif self._successor is not None and self._successor.ready:
             self._children.signal([self._successor], signal.Signals(number))
@@ -201,8 +194,7 @@ class Supervisor:
             self._bot.signal(signal.Signals(number))
         elif number in STOPS:
             if self._stopping:
-                logger.warning("cutting connections")
-                self._children.signal(self._workers_alive(), CUT)
+                self._end_workers()
                 if self._bot is not None:
                     self._bot.stop()
                 self._kill_within(GRACE_AFTER_CUT)
@@ -211,23 +203,32 @@ class Supervisor:
         elif number == signal.SIGHUP:
             self._reload_at = min(self._reload_at, time.monotonic() + STORM)
         elif number == signal.SIGUSR2:
-            self._begin_upgrade()
+            self._upgrade_at = time.monotonic()
         elif number == signal.SIGUSR1:
             logger.info("SIGUSR1 is for bots: there is no log file to open again")
 
-    def _on_link(self, child: Child) -> None:
+    def _hear_out(self, child: Child) -> None:
+        """What it said before it ended is why it ended."""
+        while child.link is not None and self._on_link(child):
+            pass
+
+    def _on_link(self, child: Child) -> bool:
+        """Whether there may be more to hear."""
         assert child.link is not None
         try:
             message = link.from_child(child.link)
         except PacketError as error:
             data = {"process": child.name, "why": str(error)}
             logger.error("bad message from a process", extra={"data": data})
-            return
+            return True
         except (EOFError, OSError):
             self._children.deafen(child)  # it is about to be reaped
-            return
-        if self._stopping:
-            return  # told to stop while it was still starting
+            return False
+        if not self._stopping:  # else it was told to stop while it was still starting
+            self._obey(child, message)
+        return message is not None
+
+    def _obey(self, child: Child, message: link.ToSupervisor | None) -> None:
         match message:
             case link.Ready():
                 child.ready = True
@@ -243,7 +244,7 @@ class Supervisor:
                 if found is not None and found.is_worker:
                     self._children.signal([found], signal.SIGKILL)
             case link.Rotate():
-                self._begin_rotation()
+                self._rotate_at = time.monotonic()
             case link.Reconfigure():
                 self._reload_at = time.monotonic()
 
@@ -259,11 +260,11 @@ class Supervisor:
     def _begin_service(self, team: Team) -> None:
         self._ever_ready = True
         self._listening.keep_only(team.arrangement)  # a predecessor may have had more
-        self._rotate_at = self._next_rotation()
+        self._rotate_at = self._crew.rotate_at()
         urls = list(dict.fromkeys(sockets.url_of(bound) for bound in team.arrangement.slots[0] if bound.tls))
         data = {"listen": " ".join(urls), "workers": len(team.slots), "version": __version__}
         logger.info("serving", extra={"data": data})
-        self._notifier.ready(self._status())
+        self._notifier.ready(self._crew.status)
         if self._inherited.link is not None:
             with contextlib.suppress(OSError):  # whoever was there before has ended already
                 upgrade.take_over(self._inherited.link)
@@ -273,13 +274,14 @@ class Supervisor:
 
     def _on_time(self, now: float) -> None:
         # After a pause of the whole machine nobody has a beat, and all deadlines have passed at once.
-        paused = now - self._awake > LONGEST_SLEEP + HANGING / 2
+        if now - self._awake > LONGEST_SLEEP + HANGING / 2:
+            self._judge_at = now + HANGING
         self._awake = now
         for child in self._children:
             if now >= child.kill_at:
                 child.kill_at, child.doomed = inf, True
                 self._children.signal([child], signal.SIGKILL)
-            elif not paused:
+            elif now >= self._judge_at:
                 self._staff.judge(child, now, expected=self._ever_ready)
         if self._stopping:
             return
@@ -294,11 +296,13 @@ class Supervisor:
                 self._exit = FAILED
                 self._stop()
             return
-        if now >= self._reload_at:
+        if now >= self._upgrade_at and not self._is_changing:
+            self._begin_upgrade()
+        if now >= self._reload_at and not self._is_changing:
             self._begin_reload()
-        if now >= self._rotate_at:
+        if now >= self._rotate_at and not self._is_changing and self._crew.has_keeper:
             self._begin_rotation()
-        self._notifier.status(self._status())
+        self._notifier.status(self._crew.status)
         if self._notifier.watchdog is not None and now >= self._alive_at:
             self._alive_at = now + self._notifier.watchdog
             self._notifier.alive()
@@ -339,9 +343,7 @@ class Supervisor:
         """Read the configuration again; if it has changed, have a new team take over."""
         team = self._crew.team
         assert team is not None
-        if self._is_changing:
-            return  # afterwards, for `_reload_at` has passed still
-        self._reload_at, self._reload_begun = inf, time.monotonic()
+        self._reload_at, self._change_begun = inf, time.monotonic()
         self._notifier.reloading()
         if upgrade.installed_version() != __version__:
             self._begin_upgrade()
@@ -350,12 +352,11 @@ class Supervisor:
             config = self._read_again() if self._read_again is not None else team.config
             if config == team.config:
                 logger.info("the configuration is the same, the certificate files are looked at")
-                self._say(team, link.Reconfigured(self._reload_begun, False, ()))
-                self._notifier.ready(self._status())
+                self._say(team, link.Reconfigured(self._change_begun, False, ()))
+                self._notifier.ready(self._crew.status)
                 return
             check_change(team.config, config)
-            context = team.context if config.tls.min_version == team.config.tls.min_version else None
-            coming = assemble(config, self._listening, self._staff.seats, context)
+            coming = assemble(config, self._listening, self._staff.seats, team)
         except ConfigError as error:
             self._refuse(*map(str, error.problems))
         except sockets.BindError as error:
@@ -367,10 +368,7 @@ class Supervisor:
         """A team with new ticket keys, and the same keeper."""
         team = self._crew.team
         assert team is not None
-        if self._is_changing or team.keeper is None:
-            self._rotate_at = time.monotonic() + LONGEST_SLEEP  # one change after the other
-            return
-        self._rotate_at = self._next_rotation()
+        self._rotate_at = inf
         self._crew.propose(team.renewed())
 
     def _concluded(self, old: Team, team: Team, problems: tuple[str, ...]) -> None:
@@ -382,48 +380,43 @@ class Supervisor:
                 logger.error(phrase, extra={"data": {"why": "; ".join(problems)}})
             else:
                 logger.info("new session ticket keys are in use", extra={"data": data})
-            self._say(old, link.Rotated(team.begun, "; ".join(problems)[:1000]))
+            self._rotate_at = self._crew.rotate_at(failed=bool(problems))
+            self._say(old, link.Rotated(team.begun, "; ".join(link.shown(problems))))
         elif problems:
             self._refuse(*problems)
         else:
             logging.getLogger("botproxy").setLevel(team.config.log.level.upper())
             logger.info("the new configuration is in use", extra={"data": data})
-            self._rotate_at = self._next_rotation()
-            self._say(old, link.Reconfigured(self._reload_begun, True, ()))
-        self._notifier.ready(self._status())
+            if self._rotate_at > time.monotonic():  # else somebody has asked for it meanwhile
+                self._rotate_at = self._crew.rotate_at()
+            self._say(old, link.Reconfigured(self._change_begun, True, ()))
+        self._notifier.ready(self._crew.status)
 
-    def _refuse(self, *problems: str) -> None:
+    def _refuse(self, *problems: str, what: str = "configuration") -> None:
         """Everything stays as it was, and the reasons are told."""
         for problem in problems:
-            phrase = "the new configuration is refused, the old one stays"
-            logger.error(phrase, extra={"data": {"why": problem}})
+            logger.error("the new %s is refused, the old one stays", what, extra={"data": {"why": problem}})
         assert self._crew.team is not None
-        shown = tuple(problem[:1000] for problem in problems[:20])
-        self._say(self._crew.team, link.Reconfigured(self._reload_begun, False, shown))
-        self._notifier.ready(self._status())
+        self._say(self._crew.team, link.Reconfigured(self._change_begun, False, link.shown(problems)))
+        self._notifier.ready(self._crew.status)
 
     def _say(self, team: Team, message: link.ToChild) -> None:
         if team.keeper is not None:
             self._children.tell(team.keeper, message)
 
-    def _next_rotation(self) -> float:
-        assert self._crew.team is not None
-        interval = self._crew.team.config.tls.ticket_rotation
-        return time.monotonic() + interval * random.uniform(0.9, 1.1) if interval else inf
-
     # A new version of the program
 
     def _begin_upgrade(self) -> None:
-        if self._successor is not None or self._stopping or not self._ever_ready:
-            return
+        self._upgrade_at, self._change_begun = inf, time.monotonic()
         if self._bot is not None:
-            self._refuse("a bot that runs as our child would end with us: restart both for a new version")
+            says = "a bot that runs as our child would end with us: restart both for a new version"
+            self._refuse(says, what="version")
             return
         heritage = upgrade.Inheritance(self._listening.sockets(), self._desk.place, stays=self._stays)
         try:
             child = upgrade.start(self._children, self._foreign, heritage, self._notifier.environment())
         except OSError as error:
-            self._refuse(error.strerror or "no room for another process")
+            self._refuse(error.strerror or "no room for another process", what="version")
             return
         child.kill_at = time.monotonic() + upgrade.PATIENCE
         self._successor = child
@@ -434,8 +427,8 @@ class Supervisor:
         """It serves: take no more connections, and end when the last one has."""
         assert self._crew.team is not None
         logger.info("the successor serves, this process ends", extra={"data": {"pid": successor.pid}})
-        self._notifier.gave_way(successor.pid, self._status())
-        self._say(self._crew.team, link.Reconfigured(self._reload_begun, True, ()))
+        self._notifier.gave_way(successor.pid, self._crew.status)
+        self._say(self._crew.team, link.Reconfigured(self._change_begun, True, ()))
         if self._reload_at < inf:
             self._children.signal([successor], signal.SIGHUP)  # it may have read the configuration before
         self._desk.give_away()
@@ -446,21 +439,21 @@ class Supervisor:
     def _lose_successor(self, successor: Child, code: int) -> None:
         if self._stopping and successor.ready:
             self._exit = exit_code(code)  # we have stayed for its sake
+            if not self._ending:
+                self._end_workers()
             return
         self._successor = None
         if self._stopping:
             self._after_stop()
         else:
-            self._refuse(f"the successor ended with {code} before it served; see its messages")
+            says = f"the successor ended with {code} before it served; see its messages"
+            self._refuse(says, what="version")
 
     # End
 
     @property
     def _drain(self) -> float:
         return (self._crew.team.config if self._crew.team else self._config).timeouts.drain
-
-    def _workers_alive(self) -> list[Child]:
-        return [child for child in self._children if child.is_worker]
 
     def _stop(self) -> None:
         self._stopping = True
@@ -474,14 +467,20 @@ class Supervisor:
         self._after_stop()
 
     def _end_workers(self) -> None:
-        workers = self._workers_alive()
+        """Within the drain time; at the second time at once."""
+        workers = self._children.workers()
+        if self._ending:
+            logger.warning("cutting connections")
+            self._crew.cut(workers)
+            return
+        self._ending = True
         self._children.signal(workers, signal.SIGTERM)
         for worker in workers:
             worker.kill_at = min(worker.kill_at, time.monotonic() + self._drain + GRACE_AFTER_DRAIN)
 
     def _after_stop(self) -> None:
         """The keeper ends last: it still answers `botproxy health` while workers drain."""
-        if self._workers_alive():
+        if self._children.workers():
             return
         if self._bot is not None and self._bot.running is not None:
             self._bot.stop()  # it answers to the last, and has a time of its own to end
@@ -494,9 +493,3 @@ class Supervisor:
         for child in self._children:
             if child is not self._successor or not child.ready:
                 child.kill_at = min(child.kill_at, time.monotonic() + seconds)
-
-    def _status(self) -> str:
-        team = self._crew.team
-        assert team is not None
-        serving = sum(worker.ready for worker in team.workers.values())
-        return f"serving with {serving} of {len(team.slots)} workers"

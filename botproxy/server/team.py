@@ -27,6 +27,9 @@ from botproxy.upstream.dial import verifications
 
 logger = logging.getLogger(__name__)
 
+MOST_WORKERS = 64
+"""As many as `workers` may ask for."""
+
 
 @dataclass(slots=True, eq=False)
 class Team:
@@ -43,7 +46,9 @@ class Team:
     census: Census
     limiter: SharedLimiter
     begun: float = field(default_factory=time.monotonic)
-    """Monotonic seconds; of the ticket keys, unless they are of a team before it."""
+    """Monotonic seconds."""
+    keys_made: float = field(default_factory=time.monotonic)
+    """When its ticket keys were, by a team before it perhaps."""
     keeper: Child | None = None
     workers: dict[int, Child] = field(default_factory=dict)
     """By slot."""
@@ -71,8 +76,8 @@ class Team:
         )
 
 
-def assemble(config: Config, listening: Listening, seats: Seats, context: ssl.SSLContext | None) -> Team:
-    """A team for `config`, none of whose processes is started yet; `context` is used if it still fits.
+def assemble(config: Config, listening: Listening, seats: Seats, before: Team | None = None) -> Team:
+    """A team for `config`, none of whose processes is started yet, with the ticket keys of the one `before`.
 
     Raises ConfigError, BindError; then nothing new is open.
     """
@@ -81,8 +86,11 @@ def assemble(config: Config, listening: Listening, seats: Seats, context: ssl.SS
     arrangement = listening.arrange(config.listen, config.plain_listen, slots_of(config))
     census = Census(seats, _connections(config), config.limits.connections_per_address)
     limiter = SharedLimiter(config.limits.rate, [route.rate for route in config.routes])
-    made = context or listener_context(config.tls)
-    return Team(config, account, made, arrangement, verified, census, limiter)
+    if before is None or config.tls.min_version != before.config.tls.min_version:
+        return Team(config, account, listener_context(config.tls), arrangement, verified, census, limiter)
+    return Team(
+        config, account, before.context, arrangement, verified, census, limiter, keys_made=before.keys_made
+    )
 
 
 def check_change(old: Config, new: Config) -> None:
@@ -99,7 +107,7 @@ def check_change(old: Config, new: Config) -> None:
 
 def slots_of(config: Config) -> int:
     """How many workers there shall be: by default one for each processor that we may use."""
-    return len(os.sched_getaffinity(0)) if config.workers == "auto" else config.workers
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS) if config.workers == "auto" else config.workers
 
 
 # Private

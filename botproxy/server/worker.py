@@ -1,9 +1,9 @@
 """One worker process: builds the parts, serves, drains, ends.
 
 Everything a request needs is put together here and nowhere else. The worker begins
-to accept when the keeper has handed it certificates. It ends in order at SIGTERM (at
-once at `CUT`) and when the supervisor is gone; told to retire it does the same, and takes
-as long as its connections do.
+to accept when the keeper has handed it certificates. It ends in order at SIGTERM and when
+the supervisor is gone; told to retire it does the same, and takes as long as its
+connections do, or as it is granted.
 
 Before: `server.supervisor`. After: `server.reception`, `proxy`, `server.plain`.
 """
@@ -40,9 +40,6 @@ from botproxy.tls import stream as tls
 
 logger = logging.getLogger(__name__)
 
-CUT = signal.SIGUSR1
-"""Ends a worker at once. No second SIGTERM: two that follow closely are one to the kernel, and systemd
-sends one to every process beside the supervisor's own."""
 ASK_AGAIN = 15.0
 """Seconds until a worker that is too large asks again for another in its place."""
 LAST_REQUEST = 5.0
@@ -95,7 +92,6 @@ class Worker:
         loop = self._loop = asyncio.get_running_loop()
         self._drain, self._cut = asyncio.Event(), asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, self._on_stop)
-        loop.add_signal_handler(CUT, self._on_cut)
         self._control.setblocking(False)
         loop.add_reader(self._control, self._on_link)
         errors, self._lines = LineWriter(sys.stderr.fileno()), LineWriter(sys.stdout.fileno())
@@ -160,10 +156,6 @@ class Worker:
     def _on_stop(self) -> None:
         """In order, but within the time that a stop grants."""
         self._loop.call_later(self._config.timeouts.drain, self._cut.set)
-        self._drain.set()
-
-    def _on_cut(self) -> None:
-        self._cut.set()
         self._drain.set()
 
     def _on_link(self) -> None:

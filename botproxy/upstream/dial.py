@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import ssl
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -138,7 +139,7 @@ def verifications(upstreams: Mapping[str, Upstream]) -> dict[str, ssl.SSLContext
             contexts[name] = _verification(upstream)
         except OSError as error:  # ssl.SSLError is one
             unreadable = error.errno is not None and not isinstance(error, ssl.SSLError)
-            why = os.strerror(error.errno or 0).lower() if unreadable else "it is not PEM"
+            why = (error.strerror or str(error)).lower() if unreadable else "it is not PEM"
             problems.append(
                 errors.Problem(
                     where=str(upstream.ca),
@@ -154,6 +155,8 @@ def verifications(upstreams: Mapping[str, Upstream]) -> dict[str, ssl.SSLContext
 
 def _verification(upstream: Upstream) -> ssl.SSLContext:
     """Against `ca` when set, else the system's store. Never off."""
+    if upstream.ca is not None and not stat.S_ISREG(os.stat(upstream.ca).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")  # the supervisor waits for no pipe
     context = ssl.create_default_context(cafile=upstream.ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

@@ -148,6 +148,28 @@ def test_the_socket_can_be_found_through_the_configuration(tmp_path):
     assert (ended.code, ended.out) == (0, "ready\n")
 
 
+@pytest.mark.parametrize("named", ["option", "variable"])
+def test_a_mistake_in_the_file_is_no_reason_not_to_ask_who_serves_with_the_one_before(tmp_path, named):
+    file = tmp_path / "botproxy.yaml"
+    file.write_text(f"certificates: [{{chain: c.pem, key: k.pem}}]\nstate_dir: {tmp_path}\nwrkers: 3\n")
+    with admin(tmp_path / "admin.sock", response(200, READY)):
+        if named == "option":
+            ended = botproxy("health", "--config", str(file))
+        else:
+            ended = botproxy("health", env={"BOTPROXY_CONFIG": str(file)})
+    assert (ended.code, ended.out) == (0, "ready\n")
+
+
+def test_a_file_that_cannot_be_read_leaves_the_variables(tmp_path):
+    file = tmp_path / "botproxy.yaml"
+    file.write_text("certificates: [")
+    variables = {"BOTPROXY_CONFIG": str(file), "BOTPROXY_STATE_DIR": str(tmp_path)}
+    with admin(tmp_path / "admin.sock", response(200, READY)):
+        ended = botproxy("health", env=variables)
+    assert (ended.code, ended.out) == (0, "ready\n")
+    assert botproxy("health", "--config", str(file), env=variables).code == 2
+
+
 def test_a_configuration_without_admin_socket_is_said_to_have_none(tmp_path):
     file = tmp_path / "botproxy.yaml"
     file.write_text("certificates: [{chain: c.pem, key: k.pem}]\nadmin: off\n")

@@ -92,3 +92,11 @@ def test_nothing_is_none_and_the_end_is_an_error(ends: Ends):
     ours.shutdown(socket.SHUT_RDWR)
     with pytest.raises(EOFError):
         link.from_supervisor(theirs)
+
+
+def test_problems_fit_into_a_packet_whatever_they_are_about(ends: Ends):
+    ours, theirs = ends
+    packets.send(theirs, Failed(link.shown(["\U0001f600" * 5000] * 100)))
+    received = link.from_child(ours)
+    assert isinstance(received, Failed)
+    assert len(received.problems) == 20

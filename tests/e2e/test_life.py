@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from botproxy.server.staff import HANGING
 from tests.e2e.conftest import Start
 from tests.e2e.served import Crowd
 from tests.e2e.test_drain import Gate
@@ -169,6 +170,25 @@ def test_a_stopped_keeper_is_replaced_as_well(start: Start, bot: Bot, trust: ssl
     deadline = time.monotonic() + PATIENCE
     while front.keeper == keeper or not front.ask("/-/ready")["ready"]:
         assert time.monotonic() < deadline, "no keeper takes its place"
+
+
+def test_a_pause_of_everybody_is_nobody_hanging(start: Start, bot: Bot, trust: ssl.SSLContext) -> None:
+    """Ctrl-Z and fg, or a paused container: there was nobody to beat."""
+    front = start(bot.url, admin=None, workers=2)
+    before = front.children()
+    everybody = [front.process.pid, *before]
+    with front.connect(trust) as client:
+        assert client.request(get()).status == 200
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(HANGING + 1.5)
+        for pid in everybody:
+            os.kill(pid, signal.SIGCONT)
+        mark = len(front.log.lines)
+        os.kill(front.process.pid, signal.SIGHUP)
+        front.log.wait_for(lambda line: "the configuration is the same" in line, mark)
+        assert client.request(get()).status == 200
+    assert front.children() == before
 
 
 # Errors of ours

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import ssl
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests.e2e.conftest import Start
 from tests.e2e.served import Crowd
 from tests.e2e.test_websocket import HANDSHAKE, echo
 from tests.harness import Bot, Proxied, eventually, free_port
-from tests.wire import Wire, get
+from tests.wire import PATIENCE, Wire, get
 
 CHANGED = "the new configuration is in use"
 REFUSED = "the new configuration is refused, the old one stays"
@@ -240,3 +242,50 @@ def test_an_idle_connection_may_bring_a_last_request(start: Start, bot: Bot, tru
         assert (answer.status, answer.value("connection")) == (200, "close")
         assert busy.read_to_end() == (b"", True)
         assert idle.read_to_end() == (b"", True), "in order, and long before the deadline"
+
+
+def test_a_refused_one_costs_no_client_of_listeners_that_were_to_come(
+    start: Start, bot: Bot, trust: ssl.SSLContext
+) -> None:
+    """What is queued where nobody comes to accept after all would be lost."""
+    front = start(bot.url, admin=None, workers=1, listen=[f":{free_port()}"])
+    missing = [{"chain": "/does/not/exist", "key": "/does/not/exist"}]
+    good = dict(front.config)
+    with Crowd(front, trust, each=4) as crowd:
+        for wrong in ({"workers": 4}, {"listen": [f"127.0.0.1:{front.port}"]}):
+            for _ in range(3):
+                front.config = good | {"certificates": missing} | wrong
+                write(front)
+                assert reload(front).code == 2
+                crowd.wait_for(10)
+    assert crowd.failures == []
+
+
+def test_changes_do_not_put_off_new_ticket_keys(start: Start, bot: Bot) -> None:
+    front = start(bot.url, admin=None, workers=1, tls={"ticket_rotation": "3s"})
+    mark = len(front.log.lines)
+    began = time.monotonic()
+    number = 0
+    while not any("new session ticket keys are in use" in line for line in front.log.lines[mark:]):
+        assert time.monotonic() - began < PATIENCE
+        change(front, headers=marked(str(number := number + 1)))
+
+
+def test_a_change_under_way_is_not_answered_by_an_upgrade_that_fails(
+    start: Start, bot: Bot, trust: ssl.SSLContext
+) -> None:
+    front = start(bot.url, admin=None)
+    file = front.directory / "botproxy.yaml"
+    for number in range(5):
+        write(front, headers=marked(str(number)))
+        mark = len(front.log.lines)
+        with ThreadPoolExecutor() as asking:
+            answer = asking.submit(front.ask, "/-/reconfigure", "POST")
+            front.log.wait_for(lambda line: "certificates are loaded" in line, mark)
+            good = file.read_text()
+            file.write_text("no: yaml: at all")
+            front.process.send_signal(signal.SIGUSR2)
+            assert answer.result() == {"changed": True, "problems": []}
+        assert mark_of(front, trust) == str(number)
+        front.log.wait_for(lambda line: "before it served" in line, mark)
+        file.write_text(good)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from botproxy.control import link, packets
-from botproxy.server.children import CRASHED, SIGNALS, Channel, Child, Children
+from botproxy.server.children import CRASHED, IGNORED, SIGNALS, Channel, Child, Children
 
 PATIENCE = 20.0
 Body = Callable[[socket.socket], int]
@@ -92,6 +92,23 @@ def test_a_child_and_its_parent_talk_until_it_ends_and_is_forgotten(
     assert (len(children), len(selector.get_map())) == (0, 0)
     assert child.channel is not None
     assert {each.fileno() for each in (child.link, child.channel.keeper, child.channel.worker)} == {-1}
+
+
+def test_what_a_child_said_to_the_last_is_heard(children: Children):
+    def body(control: socket.socket) -> int:
+        packets.send(control, link.Failed(("no certificate",)))
+        return 2
+
+    child = worker(children, body)
+    ended(child)
+    heard: list[object] = []
+
+    def hear_out(buried: Child) -> None:
+        assert buried.link is not None
+        heard.append(link.from_child(buried.link))
+
+    assert children.reap(hear_out) == [(child, 2)]
+    assert heard == [link.Failed(("no certificate",))]
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), SystemExit(0), KeyboardInterrupt()])
@@ -178,8 +195,7 @@ def test_a_child_does_not_hold_what_is_foreign_to_it(children: Children):
 def test_a_child_answers_no_signal_for_its_parent(children: Children):
     def body(_: socket.socket) -> int:
         handlers = [signal.getsignal(number) for number in SIGNALS]
-        ignored = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2)
-        wanted = [signal.SIG_IGN if number in ignored else signal.SIG_DFL for number in SIGNALS]
+        wanted = [signal.SIG_IGN if number in IGNORED else signal.SIG_DFL for number in SIGNALS]
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         return 0 if (handlers, blocked, signal.set_wakeup_fd(-1)) == (wanted, set(), -1) else 1
 

@@ -13,7 +13,7 @@ import pytest
 
 from botproxy.config.schema import Listen
 from botproxy.keeper.probes import Endpoint
-from botproxy.server.sockets import BindError, Bound, Listening, endpoint_of
+from botproxy.server.sockets import BindError, Bound, Listening, endpoint_of, url_of
 
 
 def listens(*addresses: str) -> list[Listen]:
@@ -179,3 +179,45 @@ def test_the_first_tls_listener_over_tcp_is_the_one(tmp_path: Path) -> None:
 def test_a_socket_that_all_workers_accept_from_is_known_as_such() -> None:
     with socket.create_server(("127.0.0.1", 0)) as given:
         assert endpoint(Listen(address=f"fd:{os.dup(given.fileno())}")).shared
+
+
+def queues(bound: Bound) -> bool:
+    return bool(bound.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def test_what_comes_later_queues_nobody_before_its_worker_does() -> None:
+    listening = Listening()
+    first = listening.arrange(listens("127.0.0.1:0"), [], 1)
+    later = listening.arrange(listens("127.0.0.1:0", "127.0.0.2:0"), [], 2)
+    try:
+        assert [queues(bound) for bound in first.slots[0]] == [True]
+        assert [queues(bound) for slot in later.slots for bound in slot] == [True, False, False, False]
+        later.slots[1][0].listen()
+        assert queues(later.slots[1][0])
+    finally:
+        close_all(later.slots)
+
+
+def test_a_number_that_was_given_back_is_not_taken_for_another_socket() -> None:
+    given = socket.create_server(("127.0.0.1", 0))
+    address = f"fd:{given.fileno()}"
+    listening = Listening()
+    passed = listening.arrange(listens(address), [], 1)
+    given.detach()
+    ours = listening.arrange(listens("127.0.0.1:0"), [], 1)
+    listening.keep_only(ours)
+    assert passed.slots[0][0].sock.fileno() == -1
+    with socket.create_server(("127.0.0.1", 0)) as another:
+        assert f"fd:{another.fileno()}" == address
+        with pytest.raises(BindError, match="was not open"):
+            listening.arrange(listens(address), [], 1)
+    close_all(ours.slots)
+
+
+@pytest.mark.parametrize("name", ["\0botproxy-test", "path"])
+def test_a_unix_socket_has_a_name_too(name: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(name if name.startswith("\0") else str(tmp_path / name))
+        sock.listen()
+        shown = url_of(Bound(sock, True, ()))
+    assert shown == ("unix:@botproxy-test" if name.startswith("\0") else f"unix:{tmp_path}/path")
