@@ -7,7 +7,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 
-from bench.reload.peers.peer import Peer, Told, first_line
+from bench.peers.peer import Peer, Told, first_line
 
 _PROGRAM = (sys.executable, "-m", "botproxy")
 

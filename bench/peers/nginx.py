@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.reload.peers.peer import Peer, Told, first_line, unprivileged
+from bench.peers.peer import Peer, Told, first_line, unprivileged
 
 
 class Nginx(Peer):
