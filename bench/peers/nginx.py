@@ -31,3 +31,10 @@ class Nginx(Peer):
     @property
     def _program(self) -> Sequence[str]:
         return ("nginx", "-p", str(self.site.directory), "-c", str(self.config))
+
+
+class NginxAlike(Nginx):
+    """Set up to do no more than botproxy does by default."""
+
+    name = "nginx, alike"
+    template = "nginx-alike.conf"

@@ -1,0 +1,149 @@
+"""Everything that `make bench` measures, one part after the other; each writes a file of its own.
+
+Run `python -m bench.compare`. `--quick` is for a look: few peers, few rounds, short slices,
+and the results go to the folder that `--results` names. A part that cannot be measured says
+why in its file, and the others go on; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.compare import idle, rounds, steady, versions
+from bench.compare.cases import BY_NAME, CASES, Case
+from bench.compare.fleet import LOAD_CORE, PEERS, SERVER_CORE, Fleet, fleet
+from bench.compare.floor import Floor
+from bench.compare.load import Load, LoadError
+from bench.peers.peer import Peer
+
+RESULTS = Path(__file__).parents[1] / "results"
+FLOORS = {"OpenSSL, one ticket": 1, "OpenSSL, two tickets": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be measured, how thoroughly, and where it goes."""
+
+    results: Path
+    peers: Sequence[type[Peer]] = PEERS
+    cases: Sequence[Case] = CASES
+    rounds: int = 9
+    slice: float = 0.3
+    """Seconds; of an operation that takes longer, one is done."""
+    idle: int = 1000
+    """Connections."""
+    steady: float = 1.0
+    """Seconds of a round."""
+
+
+QUICK = Plan(
+    RESULTS,
+    cases=[BY_NAME[name] for name in ("visit", "keep-alive")],
+    rounds=3,
+    slice=0.1,
+    idle=100,
+    steady=0.2,
+)
+
+
+class Run:
+    """Writes what is measured, and remembers whether anything was not."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.failed: list[str] = []
+        self._date = datetime.now(UTC).isoformat(timespec="seconds")
+        plan.results.mkdir(parents=True, exist_ok=True)
+        for old in plan.results.glob("*.json"):
+            old.unlink()
+
+    def write(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """What `measure` finds, or why it finds nothing, as NAME.json."""
+        print(f"{name} ", end="", flush=True)
+        began = time.monotonic()
+        try:
+            found = measure()
+        except (OSError, ValueError, AssertionError, LoadError) as error:
+            found = {"error": f"{type(error).__name__}: {error}"}
+            self.failed.append(name)
+        seconds = time.monotonic() - began
+        print(f"{seconds:.0f} s{' ' + found['error'] if 'error' in found else ''}", flush=True)
+        text = as_text({"date": self._date, "took_seconds": seconds, **found})
+        (self.plan.results / f"{name}.json").write_text(text)
+
+
+def main(plan: Plan) -> int:
+    # Every peer inherits it, and has thousands of connections.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    run = Run(plan)
+    run.write("versions", partial(versions.everything, plan.peers))
+    with fleet(plan.peers, "ecdsa") as ready:
+        run.write("idle", partial(idle.measure, ready, plan.idle))
+        _in_turns(run, ready, [case for case in plan.cases if case.keys == "ecdsa"])
+        with Load(LOAD_CORE) as load:
+            run.write("steady", partial(steady.measure, ready, load, plan.rounds, plan.steady))
+    if cases := [case for case in plan.cases if case.keys == "rsa"]:
+        with fleet(plan.peers, "rsa") as ready:
+            _in_turns(run, ready, cases)
+    return 1 if run.failed else 0
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """JSON in which every number has at most six digits behind the point, and every slice a line."""
+    rounded = json.loads(json.dumps(found), parse_float=lambda number: round(float(number), 6))
+    lines = (f" {json.dumps(key)}: {_lines(value)}" for key, value in rounded.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+# Private
+
+
+def _in_turns(run: Run, ready: Fleet, cases: Sequence[Case]) -> None:
+    lineage = ready.lineage
+    with Load(LOAD_CORE) as load, ExitStack() as stack:
+        floors = {
+            name: stack.enter_context(Floor(SERVER_CORE, lineage.fullchain, lineage.privkey, tickets))
+            for name, tickets in FLOORS.items()
+        }
+        for case in cases:
+            shorter = replace(case, seconds=run.plan.slice)
+            run.write(
+                f"case-{case.name}", partial(rounds.measure, shorter, ready, load, floors, run.plan.rounds)
+            )
+
+
+def _lines(value: Any, depth: int = 2) -> str:
+    """One line for what lies `depth` below the top."""
+    if not depth or not value or not isinstance(value, dict | list):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(f"  {json.dumps(each)}" for each in value) + "\n ]"
+    inner = (f"  {json.dumps(key)}: {_lines(each, depth - 1)}" for key, each in value.items())
+    return "{\n" + ",\n".join(inner) + "\n }"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--peer", action="append", choices=[kind.name for kind in PEERS], help="these only")
+    parser.add_argument("--case", action="append", choices=list(BY_NAME), help="these only")
+    chosen = parser.parse_args()
+    wanted = replace(QUICK if chosen.quick else Plan(RESULTS), results=chosen.results)
+    if chosen.peer:
+        wanted = replace(wanted, peers=[kind for kind in PEERS if kind.name in chosen.peer])
+    if chosen.case:
+        wanted = replace(wanted, cases=[BY_NAME[name] for name in chosen.case])
+    sys.exit(main(wanted))

@@ -1,0 +1,128 @@
+"""All peers at once, on one core, with one certificate and one bot; they take turns at being asked.
+
+Those that wait do nothing: what their timers cost is not worth starting them anew for
+every round, which would measure cold caches and the first garbage collection.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.lineage import Keys, Lineage
+from bench.peers.botproxy import Botproxy
+from bench.peers.caddy import Caddy
+from bench.peers.haproxy import HaproxyReload
+from bench.peers.hitch import Hitch
+from bench.peers.nginx import Nginx, NginxAlike
+from bench.peers.node import Node
+from bench.peers.peer import Peer
+from bench.peers.python import Granian, Hypercorn, ProxyPy, Uvicorn
+from bench.site import Site
+from tests.harness import free_port
+
+CONFIGURATIONS = Path(__file__).parent / "peers"
+BASE = Nginx.name
+"""Whose figures the ratios are to."""
+SERVER_CORE, LOAD_CORE = 0, 1
+BOT_PATIENCE = 10.0
+
+
+class Haproxy(HaproxyReload):
+    name = "HAProxy"
+
+
+PEERS: tuple[type[Peer], ...] = (
+    Botproxy,
+    Nginx,
+    NginxAlike,
+    Haproxy,
+    Caddy,
+    Hitch,
+    Node,
+    Granian,
+    Uvicorn,
+    Hypercorn,
+    ProxyPy,
+)
+PYTHON: tuple[type[Peer], ...] = (Granian, Uvicorn, Hypercorn, ProxyPy)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What runs."""
+
+    peers: dict[str, Peer]
+    problems: dict[str, str]
+    """Why others do not, by their name."""
+    bot: int
+    """Process of the bot."""
+    lineage: Lineage
+
+
+@contextmanager
+def fleet(
+    kinds: Sequence[type[Peer]], keys: Keys, workers: int = 1, cores: str = str(SERVER_CORE)
+) -> Iterator[Fleet]:
+    """Start all of `kinds`, stop them at the end."""
+    with tempfile.TemporaryDirectory(prefix="compare-") as name:
+        directory = Path(name)
+        os.chmod(directory, 0o755)  # workers that have given up root have their own files below
+        port = free_port()
+        with _bot(port) as bot:
+            found = Fleet({}, {}, bot, Lineage(directory, keys))
+            try:
+                for kind in kinds:
+                    _start(kind, found, directory, f"127.0.0.1:{port}", workers, cores)
+                yield found
+            finally:
+                for peer in found.peers.values():
+                    peer.stop()
+
+
+# Private
+
+
+def _start(kind: type[Peer], found: Fleet, directory: Path, bot: str, workers: int, cores: str) -> None:
+    if not kind.is_here():
+        found.problems[kind.name] = "missing"
+        return
+    place = directory / kind.__name__
+    place.mkdir(mode=0o755)
+    peer = kind(Site(place, found.lineage, free_port(), bot, workers), CONFIGURATIONS)
+    problem = peer.start("taskset", "-c", cores)
+    if problem is None:
+        found.peers[kind.name] = peer
+    else:
+        peer.stop()
+        found.problems[kind.name] = f"does not start: {problem}"
+
+
+@contextmanager
+def _bot(port: int) -> Iterator[int]:
+    command = ("taskset", "-c", str(LOAD_CORE), sys.executable, "-m", "bench.compare.bot", str(port))
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + BOT_PATIENCE
+        while not _listens(port):
+            assert process.poll() is None, "the bot ended"
+            assert time.monotonic() < deadline, "the bot does not listen"
+            time.sleep(0.02)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    import socket
+
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
