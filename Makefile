@@ -7,13 +7,18 @@ BIN := $(VENV)/bin
 # Touched when an installation is complete, so that the next run goes straight to its work.
 INSTALLED := $(VENV)/.botproxy-installed
 INSTALLED_FOR_TESTS := $(VENV)/.botproxy-installed-for-tests
+# Servers written in Python that the benchmark compares with, away from what botproxy needs.
+PEERS ?= .venv-peers
+PEERS_WANTED := bench/compare/peers/requirements.txt
+PEERS_INSTALLED := $(PEERS)/.installed
 
-.PHONY: help demo test trials check schema clean
+.PHONY: help demo test trials bench check schema clean
 
 help:
 	@echo 'make demo    set up, then serve an echo bot at https://localhost:8443'
 	@echo 'make test    set up, then run all tests'
 	@echo 'make trials  attacks and faults, each beside a client that minds; needs a quiet machine'
+	@echo 'make bench   side by side with nginx and others, 15 minutes on two quiet cores; see bench/README.md'
 	@echo 'make check   lint, formatting, types'
 	@echo 'make schema  write botproxy/config/schema.json, the configuration as editors know it'
 	@echo 'make clean   remove the virtual environment and what tools have left behind'
@@ -27,6 +32,11 @@ test: $(INSTALLED_FOR_TESTS)
 trials: $(INSTALLED_FOR_TESTS)
 	$(BIN)/pytest tests/attacks tests/faults
 
+# The page is written also where a part failed: it says so.
+bench: $(INSTALLED_FOR_TESTS) $(PEERS_INSTALLED)
+	BENCH_PEERS=$(abspath $(PEERS)) $(BIN)/python -m bench.compare; failed=$$?; \
+		$(BIN)/python -m bench.compare.report && exit $$failed
+
 check: $(INSTALLED_FOR_TESTS)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -36,7 +46,7 @@ schema: $(INSTALLED)
 	$(BIN)/python -m botproxy.config.schema_file
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml | $(BIN)/pip
@@ -48,6 +58,12 @@ $(INSTALLED_FOR_TESTS): pyproject.toml | $(BIN)/pip
 	@echo 'installing botproxy and its test tools into $(VENV)'
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $(INSTALLED) $@
+
+$(PEERS_INSTALLED): $(PEERS_WANTED)
+	@echo 'installing the peers in Python into $(PEERS)'
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement $(PEERS_WANTED)
+	@touch $@
 
 # pip comes last in a virtual environment: where it is, the environment is complete, whoever made it.
 $(BIN)/pip:

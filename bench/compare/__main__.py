@@ -12,23 +12,35 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.compare import idle, rounds, steady, versions
+from bench.compare import counted, idle, renewal, rounds, scaling, steady, versions
 from bench.compare.cases import BY_NAME, CASES, Case
-from bench.compare.fleet import LOAD_CORE, PEERS, SERVER_CORE, Fleet, fleet
+from bench.compare.fleet import LOAD_CORE, PEERS, SERVER_CORE, Fleet, Haproxy, fleet
 from bench.compare.floor import Floor
 from bench.compare.load import Load, LoadError
+from bench.peers.botproxy import Botproxy
+from bench.peers.caddy import Caddy
+from bench.peers.hitch import Hitch
+from bench.peers.nginx import Nginx, NginxAlike
 from bench.peers.peer import Peer
+from bench.peers.python import Uvicorn
 
 RESULTS = Path(__file__).parents[1] / "results"
 FLOORS = {"OpenSSL, one ticket": 1, "OpenSSL, two tickets": 2}
+PARTS = ("idle", "cases", "steady", "reload", "scaling", "instructions")
+RELOADING = (Botproxy, Nginx, Haproxy, Caddy, Hitch)
+"""Those that know a reload, and two workers that are alike."""
+COUNTED = (Botproxy, Nginx, NginxAlike, Haproxy, Uvicorn)
+"""Of those that end in order under valgrind, and do not translate themselves while they run."""
+SCALED = ("visit", "keep-alive")
+"""Cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +51,17 @@ class Plan:
     peers: Sequence[type[Peer]] = PEERS
     cases: Sequence[Case] = CASES
     rounds: int = 9
-    slice: float = 0.3
+    slice: float = 0.25
     """Seconds; of an operation that takes longer, one is done."""
     idle: int = 1000
     """Connections."""
-    steady: float = 1.0
+    steady: float = 0.7
     """Seconds of a round."""
+    pairs: int = 3
+    """Windows with a reload, and as many without."""
+    counts: Mapping[str, int] = field(default_factory=lambda: {"visit": 60, "keep-alive": 300})
+    """Operations whose instructions are counted, by case."""
+    parts: Collection[str] = PARTS
 
 
 QUICK = Plan(
@@ -54,6 +71,8 @@ QUICK = Plan(
     slice=0.1,
     idle=100,
     steady=0.2,
+    pairs=1,
+    counts={"visit": 20},
 )
 
 
@@ -90,13 +109,22 @@ def main(plan: Plan) -> int:
     run = Run(plan)
     run.write("versions", partial(versions.everything, plan.peers))
     with fleet(plan.peers, "ecdsa") as ready:
-        run.write("idle", partial(idle.measure, ready, plan.idle))
-        _in_turns(run, ready, [case for case in plan.cases if case.keys == "ecdsa"])
-        with Load(LOAD_CORE) as load:
-            run.write("steady", partial(steady.measure, ready, load, plan.rounds, plan.steady))
-    if cases := [case for case in plan.cases if case.keys == "rsa"]:
+        if "idle" in plan.parts:
+            run.write("idle", partial(idle.measure, ready, plan.idle))
+        if "cases" in plan.parts:
+            _in_turns(run, ready, [case for case in plan.cases if case.keys == "ecdsa"])
+        if "steady" in plan.parts:
+            run.write("steady", partial(steady.measure, ready, plan.rounds, plan.steady))
+    if "cases" in plan.parts and (cases := [case for case in plan.cases if case.keys == "rsa"]):
         with fleet(plan.peers, "rsa") as ready:
             _in_turns(run, ready, cases)
+    if "reload" in plan.parts:
+        run.write("reload", partial(renewal.measure, _of(plan, RELOADING), plan.pairs))
+    if "scaling" in plan.parts:
+        cases = [BY_NAME[name] for name in SCALED]
+        run.write("scaling", partial(scaling.measure, _of(plan, RELOADING), cases, plan.rounds, plan.slice))
+    if "instructions" in plan.parts:
+        run.write("instructions", partial(counted.measure, _of(plan, COUNTED), plan.counts))
     return 1 if run.failed else 0
 
 
@@ -108,6 +136,10 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 # Private
+
+
+def _of(plan: Plan, kinds: Sequence[type[Peer]]) -> list[type[Peer]]:
+    return [kind for kind in kinds if kind in plan.peers]
 
 
 def _in_turns(run: Run, ready: Fleet, cases: Sequence[Case]) -> None:
@@ -140,10 +172,13 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--peer", action="append", choices=[kind.name for kind in PEERS], help="these only")
     parser.add_argument("--case", action="append", choices=list(BY_NAME), help="these only")
+    parser.add_argument("--part", action="append", choices=PARTS, help="these only")
     chosen = parser.parse_args()
     wanted = replace(QUICK if chosen.quick else Plan(RESULTS), results=chosen.results)
     if chosen.peer:
         wanted = replace(wanted, peers=[kind for kind in PEERS if kind.name in chosen.peer])
     if chosen.case:
         wanted = replace(wanted, cases=[BY_NAME[name] for name in chosen.case])
+    if chosen.part:
+        wanted = replace(wanted, parts=chosen.part)
     sys.exit(main(wanted))

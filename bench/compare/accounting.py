@@ -29,16 +29,21 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def cpu(root: int) -> float:
-    """Seconds that the tree has used, threads that are still there."""
-    spent = 0
+def threads(root: int) -> dict[int, float]:
+    """Seconds that each thread of the tree has used."""
+    found = {}
     for pid in tree(root):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            try:
-                spent += int((task / "schedstat").read_text().split()[0])
-            except (FileNotFoundError, ProcessLookupError):
-                pass  # as above
-    return spent / 1e9
+        try:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # as above
+    return found
+
+
+def cpu(root: int) -> float:
+    """Seconds that the tree has used, in threads that are still there."""
+    return sum(threads(root).values())
 
 
 def ticks(root: int) -> float:

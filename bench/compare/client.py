@@ -17,7 +17,7 @@ import re
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,9 +44,11 @@ class Client:
 
     port: int
     context: ssl.SSLContext
-    leaf: bytes
-    """The certificate that must be shown, DER."""
+    leaves: Sequence[bytes]
+    """The certificates of which one must be shown, DER."""
     handshakes: Counter[Handshake] = field(default_factory=Counter)
+    renewed: int = 0
+    """Handshakes that showed another than the first of `leaves`."""
     number: int = 0
     """Of the last request."""
 
@@ -72,8 +74,11 @@ class Client:
                 yield READ
         cipher = tls.cipher()
         resumed = bool(tls.session_reused)
-        if not resumed and tls.getpeercert(binary_form=True) != self.leaf:
-            raise Wrong("another certificate")
+        if not resumed:
+            leaf = tls.getpeercert(binary_form=True)
+            if leaf not in self.leaves:
+                raise Wrong("another certificate")
+            self.renewed += leaf != self.leaves[0]
         if resumed is not resumes:
             raise Wrong("resumed" if resumed else "a full handshake where one was to be resumed")
         seen = (

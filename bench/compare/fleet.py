@@ -7,13 +7,14 @@ every round, which would measure cold caches and the first garbage collection.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.lineage import Keys, Lineage
@@ -59,12 +60,15 @@ PYTHON: tuple[type[Peer], ...] = (Granian, Uvicorn, Hypercorn, ProxyPy)
 class Fleet:
     """What runs."""
 
-    peers: dict[str, Peer]
-    problems: dict[str, str]
-    """Why others do not, by their name."""
+    directory: Path
+    lineage: Lineage
     bot: int
     """Process of the bot."""
-    lineage: Lineage
+    bot_port: int
+    workers: int
+    peers: dict[str, Peer] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    """Why others do not run, by their name."""
 
 
 @contextmanager
@@ -77,32 +81,38 @@ def fleet(
         os.chmod(directory, 0o755)  # workers that have given up root have their own files below
         port = free_port()
         with _bot(port) as bot:
-            found = Fleet({}, {}, bot, Lineage(directory, keys))
+            ready = Fleet(directory, Lineage(directory, keys), bot, port, workers)
             try:
                 for kind in kinds:
-                    _start(kind, found, directory, f"127.0.0.1:{port}", workers, cores)
-                yield found
+                    _start(kind, ready, cores)
+                yield ready
             finally:
-                for peer in found.peers.values():
+                for peer in ready.peers.values():
                     peer.stop()
+
+
+def placed(kind: type[Peer], ready: Fleet, folder: str) -> Peer:
+    """One that does not run yet, with a folder of its own."""
+    place = ready.directory / folder
+    place.mkdir(mode=0o755)
+    bot = f"127.0.0.1:{ready.bot_port}"
+    return kind(Site(place, ready.lineage, free_port(), bot, ready.workers), CONFIGURATIONS)
 
 
 # Private
 
 
-def _start(kind: type[Peer], found: Fleet, directory: Path, bot: str, workers: int, cores: str) -> None:
+def _start(kind: type[Peer], ready: Fleet, cores: str) -> None:
     if not kind.is_here():
-        found.problems[kind.name] = "missing"
+        ready.problems[kind.name] = "missing"
         return
-    place = directory / kind.__name__
-    place.mkdir(mode=0o755)
-    peer = kind(Site(place, found.lineage, free_port(), bot, workers), CONFIGURATIONS)
+    peer = placed(kind, ready, kind.__name__)
     problem = peer.start("taskset", "-c", cores)
     if problem is None:
-        found.peers[kind.name] = peer
+        ready.peers[kind.name] = peer
     else:
         peer.stop()
-        found.problems[kind.name] = f"does not start: {problem}"
+        ready.problems[kind.name] = f"does not start: {problem}"
 
 
 @contextmanager
@@ -122,7 +132,6 @@ def _bot(port: int) -> Iterator[int]:
 
 
 def _listens(port: int) -> bool:
-    import socket
 
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0

@@ -52,7 +52,11 @@ class Order:
     port: int
     fullchain: str
     """File of the certificate that the peer must show."""
+    also: str = ""
+    """File of another that it may show, while one is being replaced."""
     seconds: float = 0.0
+    count: int = 0
+    """Stop after so many operations, made one after the other, in place of some seconds."""
     rate: float = 0.0
     """New connections a second; 0: as many as the case has at once."""
     idle: int = 0
@@ -109,7 +113,8 @@ class Work:
         case = BY_NAME[order.case]
         self._order, self._case = order, case
         made = client.context(case.version, case.group)
-        self._client = Client(order.port, made, client.leaf_of(Path(order.fullchain)))
+        files = filter(None, (order.fullchain, order.also))
+        self._client = Client(order.port, made, [client.leaf_of(Path(file)) for file in files])
         self._loop = Loop()
         self._kept: list[ssl.SSLSocket] = []
         self._sessions: list[ssl.SSLSession | None] = []
@@ -117,16 +122,17 @@ class Work:
         self._times: list[float] = []
         self.errors: list[str] = []
         self._ends = 0.0
+        self._at_once = 1 if order.count else case.connections
 
     def prepare(self) -> None:
         """Open what the work is done on, and get what it needs."""
         case = self._case
         if case.resumed:
-            self._open(case.connections)
+            self._open(self._at_once)
             self._sessions = [tls.session for tls in self._kept]
             self._close()
         elif self._order.idle or case.operation not in FRESH:
-            self._open(self._order.idle or case.connections)
+            self._open(self._order.idle or self._at_once)
         self._client.handshakes.clear()
 
     def run(self) -> dict[str, Any]:
@@ -135,7 +141,7 @@ class Work:
         if self._order.rate:
             self._at_a_rate(began)
         elif self._case.operation in FRESH and not self._order.idle:
-            for _ in range(self._case.connections):
+            for _ in range(self._at_once):
                 self._visit_again()
         elif not self._order.idle:
             for tls in self._kept:
@@ -150,6 +156,7 @@ class Work:
             "error_count": len(self.errors),
             "errors": self.errors[:KEPT_ERRORS],
             "handshakes": [[*seen, count] for seen, count in self._client.handshakes.items()],
+            "renewed": self._client.renewed,
             "latency": percentiles(self._times),
             "times": [round(each * 1e6) for each in self._times] if self._order.rate else [],
         }
@@ -157,7 +164,7 @@ class Work:
     # New connections
 
     def _visit_again(self) -> None:
-        if time.perf_counter() < self._ends and not self.errors:
+        if self._goes_on():
             self._visit(time.perf_counter(), self._visit_again)
 
     def _visit(self, since: float, afterwards: Callable[[], None]) -> None:
@@ -184,7 +191,7 @@ class Work:
     def _at_a_rate(self, began: float) -> None:
         """Times count from when a connection was due, so that a late one is not excused."""
         due = began
-        while due < self._ends and not self.errors:
+        while due < self._ends:
             if (wait := due - time.perf_counter()) > 0:
                 self._loop.turn(wait)
             else:
@@ -213,7 +220,8 @@ class Work:
     def _keep(self, tls: ssl.SSLSocket) -> Steps:
         operation = getattr(self._client, self._case.operation)
         kept = True
-        while kept and not self.errors and (began := time.perf_counter()) < self._ends:
+        while kept and self._goes_on():
+            began = time.perf_counter()
             kept = yield from operation(tls)
             self._times.append(time.perf_counter() - began)
 
@@ -222,7 +230,7 @@ class Work:
         self._note(error)
         tls.close()
         self._kept.remove(tls)
-        if time.perf_counter() < self._ends and not self.errors:
+        if self._goes_on():
             new = self._client.connect()
             self._kept.append(new)
             self._loop.start(new, self._renewed(new), partial(self._kept_ended, new))
@@ -240,6 +248,12 @@ class Work:
         self._kept.clear()
 
     # Until it is done
+
+    def _goes_on(self) -> bool:
+        """An error ends it: a run that failed is not a number."""
+        if self._order.count:
+            return len(self._times) < self._order.count and not self.errors
+        return time.perf_counter() < self._ends and not self.errors
 
     def _finish(self) -> None:
         while len(self._loop):

@@ -59,7 +59,7 @@ def wrong(case: Case, seen: Mapping[str, Any]) -> str | None:
 
 def _slice(case: Case, fleet: Fleet, name: str, load: Load) -> dict[str, Any]:
     peer = fleet.peers[name]
-    load.prepare(Order(case.name, peer.site.port, str(fleet.lineage.fullchain), case.seconds))
+    load.prepare(Order(case.name, peer.site.port, str(fleet.lineage.fullchain), seconds=case.seconds))
     cpu, ticks, bot = accounting.cpu(peer.pid), accounting.ticks(peer.pid), accounting.cpu(fleet.bot)
     seen = load.go()
     time.sleep(SETTLING)

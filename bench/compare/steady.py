@@ -9,15 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from bench.compare import accounting
-from bench.compare.fleet import Fleet
+from bench.compare.fleet import LOAD_CORE, Fleet
 from bench.compare.load import Load, Order
 
 RATE = 200.0
 """New connections a second."""
 
 
-def measure(fleet: Fleet, load: Load, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(fleet: Fleet, rounds: int, seconds: float) -> dict[str, Any]:
     """Every time of every round, in microseconds."""
+    with Load(LOAD_CORE) as load:
+        return _measured(fleet, load, rounds, seconds)
+
+
+# Private
+
+
+def _measured(fleet: Fleet, load: Load, rounds: int, seconds: float) -> dict[str, Any]:
     problems = dict(fleet.problems)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in fleet.peers}
     for _ in range(rounds):

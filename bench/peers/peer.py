@@ -94,9 +94,13 @@ class Peer(ABC):
         """What is added to the environment it is started with."""
         return {}
 
+    def configure(self) -> None:
+        """Write what `arguments` read."""
+        self.config.write_text(self._filled())
+
     def start(self, *before: str) -> str | None:
         """Run it, behind the command `before`. None once it serves, else why it does not."""
-        self.config.write_text(self._filled())
+        self.configure()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 (*before, *self.arguments),
