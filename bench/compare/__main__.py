@@ -53,7 +53,7 @@ class Plan:
     rounds: int = 9
     slice: float = 0.25
     """Seconds; of an operation that takes longer, one is done."""
-    idle: int = 1000
+    idle: int = 400
     """Connections."""
     steady: float = 0.7
     """Seconds of a round."""

@@ -54,9 +54,7 @@ class Floor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # nothing more to say: it ends
 
 
 # The process itself
