@@ -51,11 +51,11 @@ class Plan:
     peers: Sequence[type[Peer]] = PEERS
     cases: Sequence[Case] = CASES
     rounds: int = 9
-    slice: float = 0.25
+    slice: float = 0.2
     """Seconds; of an operation that takes longer, one is done."""
     idle: int = 400
     """Connections."""
-    steady: float = 0.7
+    steady: float = 0.6
     """Seconds of a round."""
     pairs: int = 3
     """Windows with a reload, and as many without."""

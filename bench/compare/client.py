@@ -4,9 +4,10 @@ Decides what a right answer is. Each handshake is looked at, each answer compare
 last byte; whatever is not as it must be raises, and ends the run.
 
 What a handshake was is known from itself: version, cipher and resumption are asked of
-OpenSSL; the client offers a single group, so a handshake that succeeds used that; the
-certificate is the very one that the peer was given (with its signature, which TLS checks,
-this says as much as verifying it, at less than half the price), the chain as long as sent.
+OpenSSL (or seen by `tls13`, which is used where connections are new and OpenSSL's client
+would be the limit); the client offers a single group, so a handshake that succeeds used
+that; the certificate is the very one that the peer was given (with its signature, which TLS
+checks, this says as much as verifying it, at less than half the price), the chain as sent.
 
 Before: `load`, which decides when. Beside: `payload`.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from bench.compare import payload
 from bench.compare.loop import READ, WRITE, Steps
+from bench.compare.tls13 import Session, Tls13
 from bench.lineage import NAME
 
 _CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
@@ -30,6 +32,7 @@ _LONGEST_HEAD = 8192
 _RECEIVED = 1 << 16
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
+Tls = ssl.SSLSocket | Tls13
 Handshake = tuple[str, str, bool, int]
 """Version, cipher, whether it was resumed, certificates in the chain."""
 
@@ -43,7 +46,8 @@ class Client:
     """Talks to one peer in one way."""
 
     port: int
-    context: ssl.SSLContext
+    context: ssl.SSLContext | None
+    """None: by `tls13`."""
     leaves: Sequence[bytes]
     """The certificates of which one must be shown, DER."""
     handshakes: Counter[Handshake] = field(default_factory=Counter)
@@ -52,7 +56,7 @@ class Client:
     number: int = 0
     """Of the last request."""
 
-    def connect(self, source: str = "", session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
+    def connect(self, source: str = "", session: Session | None = None) -> Tls:
         """A new connection, before its handshake. On the loopback it takes no time: the kernel accepts."""
         sock = socket.socket()
         sock.settimeout(10.0)
@@ -61,11 +65,11 @@ class Client:
         sock.connect(("127.0.0.1", self.port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
-        return self.context.wrap_socket(
-            sock, server_hostname=NAME, do_handshake_on_connect=False, session=session
-        )
+        if self.context is None:
+            return Tls13(sock, NAME, session)
+        return self.context.wrap_socket(sock, server_hostname=NAME, do_handshake_on_connect=False)
 
-    def handshake(self, tls: ssl.SSLSocket, resumes: bool = False) -> Steps:
+    def handshake(self, tls: Tls, resumes: bool = False) -> Steps:
         while True:
             try:
                 tls.do_handshake()
@@ -89,13 +93,13 @@ class Client:
         )
         self.handshakes[seen] += 1
 
-    def get(self, tls: ssl.SSLSocket) -> Generator[int, None, bool]:
+    def get(self, tls: Tls) -> Generator[int, None, bool]:
         """One small request; whether the connection may be kept."""
         self.number += 1
         path = f"/{self.number:08d}"
         return (yield from self._ask(tls, _head("GET", path), path))
 
-    def post(self, tls: ssl.SSLSocket) -> Generator[int, None, bool]:
+    def post(self, tls: Tls) -> Generator[int, None, bool]:
         """One update of 2 KB, as a platform sends it."""
         self.number += 1
         path = f"{payload.HOOK}{self.number:08d}"
@@ -104,13 +108,13 @@ class Client:
         )
         return (yield from self._ask(tls, head + payload.WEBHOOK, path))
 
-    def upload(self, tls: ssl.SSLSocket) -> Generator[int, None, bool]:
+    def upload(self, tls: Tls) -> Generator[int, None, bool]:
         yield from _send(tls, _head("POST", payload.UPLOAD, f"Content-Length: {payload.LARGE_BYTES}"))
         for _ in range(payload.LARGE):
             yield from _send(tls, payload.BLOCK)
         return (yield from self._answer(tls, payload.answer(payload.UPLOAD)))
 
-    def download(self, tls: ssl.SSLSocket) -> Generator[int, None, bool]:
+    def download(self, tls: Tls) -> Generator[int, None, bool]:
         yield from _send(tls, _head("GET", payload.DOWNLOAD))
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
@@ -123,6 +127,7 @@ class Client:
         buffer = bytearray(_RECEIVED)
         view = memoryview(buffer)
         while got < payload.LARGE_BYTES:
+            assert isinstance(tls, ssl.SSLSocket)
             try:
                 count = tls.recv_into(buffer)
             except ssl.SSLWantReadError:
@@ -135,7 +140,7 @@ class Client:
             raise Wrong("more than the download")
         return not _CLOSE.search(head)
 
-    def open_socket(self, tls: ssl.SSLSocket) -> Steps:
+    def open_socket(self, tls: Tls) -> Steps:
         """Become a WebSocket."""
         upgrade = (
             "Connection: Upgrade",
@@ -152,7 +157,7 @@ class Client:
         if not data.startswith(b"HTTP/1.1 101 ") or b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" not in data:
             raise Wrong(f"no WebSocket: {data[:40]!r}")
 
-    def echo(self, tls: ssl.SSLSocket) -> Generator[int, None, bool]:
+    def echo(self, tls: Tls) -> Generator[int, None, bool]:
         """One message there and back."""
         yield from _send(tls, payload.FRAME_FROM_CLIENT)
         data = b""
@@ -163,30 +168,31 @@ class Client:
                 raise Wrong(f"another message: {data[:40]!r}")
         return True
 
-    def goodbye(self, tls: ssl.SSLSocket) -> Steps:
+    def goodbye(self, tls: Tls) -> Steps:
         """In good order, and only over when the peer has closed as well: then all its work is done."""
         try:
             tls.unwrap()
         except (ssl.SSLError, OSError):
             pass  # ours is sent; its own may come, or not
+        sock = tls.sock if isinstance(tls, Tls13) else tls
         try:
-            socket.socket.shutdown(tls, socket.SHUT_WR)
+            socket.socket.shutdown(sock, socket.SHUT_WR)  # an ssl.SSLSocket's own would forget the rest
         except OSError:
             return  # it was faster
         while True:
             yield READ
             try:
-                if not socket.socket.recv(tls, _RECEIVED):
+                if not socket.socket.recv(sock, _RECEIVED):
                     return
             except ConnectionResetError:
                 return
 
-    def _ask(self, tls: ssl.SSLSocket, request: bytes, path: str) -> Generator[int, None, bool]:
+    def _ask(self, tls: Tls, request: bytes, path: str) -> Generator[int, None, bool]:
         yield from _send(tls, request)
         yield READ
         return (yield from self._answer(tls, payload.answer(path)))
 
-    def _answer(self, tls: ssl.SSLSocket, expected: bytes) -> Generator[int, None, bool]:
+    def _answer(self, tls: Tls, expected: bytes) -> Generator[int, None, bool]:
         data = yield from _received(tls)
         while not data.endswith(expected):
             head, end, body = data.partition(b"\r\n\r\n")
@@ -201,13 +207,15 @@ class Client:
         return not _CLOSE.search(head)
 
 
-def context(version: str, group: str) -> ssl.SSLContext:
-    """Offers TLS `version` and `group` alone. What it sees is checked by `Client`, see there."""
+def context(version: str, group: str, suite: str) -> ssl.SSLContext:
+    """Offers nothing else; the suites of TLS 1.3 are in `openssl.cnf`. `Client` checks what it sees."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.check_hostname = False
     made.verify_mode = ssl.CERT_NONE
     made.minimum_version = made.maximum_version = VERSIONS[version]
     made.set_ecdh_curve(group)
+    if version == "1.2":
+        made.set_ciphers(suite)
     return made
 
 
@@ -217,7 +225,7 @@ def leaf_of(fullchain: Path) -> bytes:
     return ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)])
 
 
-def chain_length(tls: ssl.SSLSocket) -> int:
+def chain_length(tls: Tls) -> int:
     """Certificates that the peer sent."""
     # Public from Python 3.13 on.
     asked = tls if hasattr(tls, "get_unverified_chain") else getattr(tls, "_sslobj")  # noqa: B009
@@ -237,7 +245,7 @@ def _check_status(head: bytes) -> None:
         raise Wrong(f"no success: {head[:80]!r}")
 
 
-def _send(tls: ssl.SSLSocket, data: bytes) -> Steps:
+def _send(tls: Tls, data: bytes) -> Steps:
     view = memoryview(data)
     while view:
         try:
@@ -246,7 +254,7 @@ def _send(tls: ssl.SSLSocket, data: bytes) -> Steps:
             yield WRITE
 
 
-def _received(tls: ssl.SSLSocket) -> Generator[int, None, bytes]:
+def _received(tls: Tls) -> Generator[int, None, bytes]:
     while True:
         try:
             data = tls.recv(_RECEIVED)

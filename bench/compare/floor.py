@@ -91,7 +91,7 @@ def handshake(
 
 
 def work(case: Case, server: ssl.SSLContext) -> dict[str, Any]:
-    asks = client.context(case.version, case.group)
+    asks = client.context(case.version, case.group, case.suite)
     session = handshake(server, asks, None)[1].session if case.resumed else None
     count, spent, ends, began = 0, 0.0, now() + case.seconds, now()
     seen: dict[tuple[str, str, bool], int] = {}

@@ -15,7 +15,6 @@ import gc
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import time
@@ -27,8 +26,9 @@ from typing import Any, Self
 
 from bench.compare import client
 from bench.compare.cases import BY_NAME, FRESH
-from bench.compare.client import Client
+from bench.compare.client import Client, Tls
 from bench.compare.loop import Loop, Steps
+from bench.compare.tls13 import Session, Tls13
 
 AT_ONCE = 32
 """Connections that are being opened."""
@@ -110,12 +110,13 @@ class Work:
     def __init__(self, order: Order) -> None:
         case = BY_NAME[order.case]
         self._order, self._case = order, case
-        made = client.context(case.version, case.group)
+        ours = case.version == "1.3" and case.operation in FRESH
+        made = None if ours else client.context(case.version, case.group, case.suite)
         files = filter(None, (order.fullchain, order.also))
         self._client = Client(order.port, made, [client.leaf_of(Path(file)) for file in files])
         self._loop = Loop()
-        self._kept: list[ssl.SSLSocket] = []
-        self._sessions: list[ssl.SSLSession | None] = []
+        self._kept: list[Tls] = []
+        self._sessions: list[Session] = []
         """To be resumed, each once: what a connection is given is for the next one."""
         self._times: list[float] = []
         self.errors: list[str] = []
@@ -127,7 +128,7 @@ class Work:
         case = self._case
         if case.resumed:
             self._open(self._at_once)
-            self._sessions = [tls.session for tls in self._kept]
+            self._sessions = [tls.session for tls in self._kept if isinstance(tls, Tls13)]
             self._close()
         elif self._order.idle or case.operation not in FRESH:
             self._open(self._order.idle or self._at_once)
@@ -174,7 +175,7 @@ class Work:
             if self._case.operation == "visit":
                 yield from self._client.get(tls)
             took = time.perf_counter() - since
-            if self._case.resumed:
+            if isinstance(tls, Tls13) and self._case.resumed:
                 self._sessions.append(tls.session)
             yield from self._client.goodbye(tls)
             self._times.append(took)
@@ -208,14 +209,14 @@ class Work:
                 self._turn()
         self._finish()
 
-    def _greet(self, tls: ssl.SSLSocket) -> Steps:
+    def _greet(self, tls: Tls) -> Steps:
         yield from self._client.handshake(tls)
         if self._case.operation == "echo":
             yield from self._client.open_socket(tls)
         else:
             yield from self._client.get(tls)
 
-    def _keep(self, tls: ssl.SSLSocket) -> Steps:
+    def _keep(self, tls: Tls) -> Steps:
         operation = getattr(self._client, self._case.operation)
         kept = True
         while kept and self._goes_on():
@@ -223,7 +224,7 @@ class Work:
             kept = yield from operation(tls)
             self._times.append(time.perf_counter() - began)
 
-    def _kept_ended(self, tls: ssl.SSLSocket, error: Exception | None) -> None:
+    def _kept_ended(self, tls: Tls, error: Exception | None) -> None:
         """The peer has had enough requests of it: on to a new one, as a client would."""
         self._note(error)
         tls.close()
@@ -233,7 +234,7 @@ class Work:
             self._kept.append(new)
             self._loop.start(new, self._renewed(new), partial(self._kept_ended, new))
 
-    def _renewed(self, tls: ssl.SSLSocket) -> Steps:
+    def _renewed(self, tls: Tls) -> Steps:
         yield from self._client.handshake(tls)
         yield from self._keep(tls)
 

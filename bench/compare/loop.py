@@ -7,9 +7,9 @@ be the limit. Decides nothing.
 from __future__ import annotations
 
 import select
-import socket
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Protocol
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 Steps = Generator[int, None, None]
@@ -17,6 +17,10 @@ Steps = Generator[int, None, None]
 
 _SHORT = 0.1
 """Seconds; epoll waits for whole milliseconds, so that what is due would come late."""
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -36,7 +40,7 @@ class Loop:
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, sock: socket.socket, steps: Steps, ended: Callable[[Exception | None], None]) -> None:
+    def start(self, sock: HasFileno, steps: Steps, ended: Callable[[Exception | None], None]) -> None:
         """Run `steps` to their first wait now; when they end, `ended` is told why, and may close `sock`."""
         fd = sock.fileno()
         self._poll.register(fd, READ)
