@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 # Touched when an installation is complete, so that the next run goes straight to its work.
 INSTALLED := $(VENV)/.botproxy-installed
 INSTALLED_FOR_TESTS := $(VENV)/.botproxy-installed-for-tests
-# Servers written in Python that the benchmark compares with, away from what botproxy needs.
+# What is written in Python and the benchmark compares with, away from what botproxy needs: an environment
+# for each file of requirements, because they do not get on with each other.
 PEERS ?= .venv-peers
-PEERS_WANTED := bench/compare/peers/requirements.txt
-PEERS_INSTALLED := $(PEERS)/.installed
+PEERS_WANTED := bench/compare/peers/requirements
+PEERS_INSTALLED := $(patsubst $(PEERS_WANTED)/%.txt,$(PEERS)/%/.installed,$(wildcard $(PEERS_WANTED)/*.txt))
 
 .PHONY: help demo test trials bench check schema clean
 
@@ -59,11 +60,11 @@ $(INSTALLED_FOR_TESTS): pyproject.toml | $(BIN)/pip
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $(INSTALLED) $@
 
-$(PEERS_INSTALLED): $(PEERS_WANTED)
-	@echo 'installing the peers in Python into $(PEERS)'
-	@$(PYTHON) -m venv $(PEERS)
-	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check --requirement $(PEERS_WANTED)
-	@touch $@
+# What cannot be installed is missing in the comparison, which says so.
+$(PEERS)/%/.installed: $(PEERS_WANTED)/%.txt
+	@echo 'installing $* into $(@D)'
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $< && touch $@ || true
 
 # pip comes last in a virtual environment: where it is, the environment is complete, whoever made it.
 $(BIN)/pip:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,9 +23,9 @@ from typing import Any
 
 from bench.compare import counted, idle, renewal, rounds, scaling, steady, versions
 from bench.compare.cases import BY_NAME, CASES, Case
-from bench.compare.fleet import LOAD_CORE, PEERS, SERVER_CORE, Fleet, Haproxy, fleet
+from bench.compare.fleet import PEERS, SERVER_CORE, Fleet, Haproxy, fleet
 from bench.compare.floor import Floor
-from bench.compare.load import Load, LoadError
+from bench.compare.load import LoadError
 from bench.peers.botproxy import Botproxy
 from bench.peers.caddy import Caddy
 from bench.peers.hitch import Hitch
@@ -144,16 +145,14 @@ def _of(plan: Plan, kinds: Sequence[type[Peer]]) -> list[type[Peer]]:
 
 def _in_turns(run: Run, ready: Fleet, cases: Sequence[Case]) -> None:
     lineage = ready.lineage
-    with Load(LOAD_CORE) as load, ExitStack() as stack:
+    with ExitStack() as stack:
         floors = {
             name: stack.enter_context(Floor(SERVER_CORE, lineage.fullchain, lineage.privkey, tickets))
             for name, tickets in FLOORS.items()
         }
         for case in cases:
             shorter = replace(case, seconds=run.plan.slice)
-            run.write(
-                f"case-{case.name}", partial(rounds.measure, shorter, ready, load, floors, run.plan.rounds)
-            )
+            run.write(f"case-{case.name}", partial(rounds.measure, shorter, ready, floors, run.plan.rounds))
 
 
 def _lines(value: Any, depth: int = 2) -> str:
@@ -181,4 +180,6 @@ if __name__ == "__main__":
         wanted = replace(wanted, cases=[BY_NAME[name] for name in chosen.case])
     if chosen.part:
         wanted = replace(wanted, parts=chosen.part)
+    # Peers are sessions of their own, and would outlive us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.exit(main(wanted))

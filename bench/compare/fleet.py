@@ -25,7 +25,7 @@ from bench.peers.hitch import Hitch
 from bench.peers.nginx import Nginx, NginxAlike
 from bench.peers.node import Node
 from bench.peers.peer import Peer
-from bench.peers.python import Granian, Hypercorn, ProxyPy, Uvicorn
+from bench.peers.python import Granian, Hypercorn, MitmProxy, Uvicorn
 from bench.site import Site
 from tests.harness import free_port
 
@@ -52,9 +52,8 @@ PEERS: tuple[type[Peer], ...] = (
     Granian,
     Uvicorn,
     Hypercorn,
-    ProxyPy,
+    MitmProxy,
 )
-PYTHON: tuple[type[Peer], ...] = (Granian, Uvicorn, Hypercorn, ProxyPy)
 
 
 @dataclass(frozen=True, slots=True)

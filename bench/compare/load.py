@@ -35,8 +35,8 @@ AT_ONCE = 32
 PATIENCE = 4.0
 """Seconds in which nothing at all happens, after which a peer is stuck."""
 KEPT_ERRORS = 5
-IDLE_FOR_EACH_ADDRESS = 200
-"""Below the limit of connections for each address that botproxy has by default."""
+IDLE_FOR_EACH_ADDRESS = 100
+"""botproxy has a limit of 256 connections for each address by default, and two orders may be idle at once."""
 CONFIGURATION = Path(__file__).parent / "openssl.cnf"
 
 
@@ -153,7 +153,7 @@ class Work:
             "seconds": seconds,
             "load_cpu": cpu,
             "error_count": len(self.errors),
-            "errors": self.errors[:KEPT_ERRORS],
+            "errors": list(dict.fromkeys(self.errors))[:KEPT_ERRORS],
             "handshakes": [[*seen, count] for seen, count in self._client.handshakes.items()],
             "renewed": self._client.renewed,
             "latency": percentiles(self._times),
@@ -260,7 +260,7 @@ class Work:
 
     def _turn(self) -> None:
         if not self._loop.turn(PATIENCE):
-            raise LoadError(f"nothing happened for {PATIENCE:g} s; {'; '.join(self.errors[:1])}")
+            raise LoadError("; ".join([f"nothing happened for {PATIENCE:g} s", *self.errors[:1]]))
 
     def _note(self, error: Exception | None) -> None:
         if error is not None:

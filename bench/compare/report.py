@@ -22,7 +22,7 @@ from bench.compare.statistics import Spread, percentile, ratios, spread
 FOLDER = Path(__file__).parents[1]
 OURS, BASE = "botproxy", "nginx"
 FLOORS = ("OpenSSL, one ticket", "OpenSSL, two tickets")
-PYTHON = ("granian", "uvicorn", "hypercorn", "proxy.py")
+PYTHON = ("granian", "uvicorn", "hypercorn", "mitmproxy")
 SATURATED = 0.9
 """Share of its core that a server must have used for its rate to be its own."""
 
@@ -207,7 +207,7 @@ def _against_python(found: Found) -> str:
 
 How many times botproxy's CPU the Python peers need; aimed at was 3 in every case. granian (which has its TLS
 from rustls, not OpenSSL), uvicorn and hypercorn have the bot inside: no hop, no proxy, hence less work.
-proxy.py is a proxy.
+mitmproxy is a proxy.
 
 {_table(["", *PYTHON], rows)}"""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.compare import accounting
 from bench.compare.cases import FRESH, Case
-from bench.compare.fleet import Fleet
+from bench.compare.fleet import LOAD_CORE, Fleet
 from bench.compare.floor import Floor
 from bench.compare.load import Load, Order
 
@@ -25,22 +25,10 @@ SETTLING = 0.01
 """Seconds after the last answer, for what a server does when its client has gone."""
 
 
-def measure(case: Case, fleet: Fleet, load: Load, floors: Mapping[str, Floor], rounds: int) -> dict[str, Any]:
+def measure(case: Case, fleet: Fleet, floors: Mapping[str, Floor], rounds: int) -> dict[str, Any]:
     """Every slice of `case`."""
-    names = [*fleet.peers, *floors]
-    slices: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    problems = dict(fleet.problems)
-    for number in range(rounds + 1):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            if name in problems or (name in floors and case.operation not in FRESH):
-                continue
-            seen = floors[name].slice(case) if name in floors else _slice(case, fleet, name, load)
-            if problem := wrong(case, seen):
-                problems[name] = problem
-            elif number:
-                slices[name].append(seen)
-    return {"case": asdict(case), "rounds": rounds, "problems": problems, "slices": slices}
+    with Load(LOAD_CORE) as load:
+        return _measured(case, fleet, load, floors, rounds)
 
 
 def wrong(case: Case, seen: Mapping[str, Any]) -> str | None:
@@ -55,6 +43,25 @@ def wrong(case: Case, seen: Mapping[str, Any]) -> str | None:
 
 
 # Private
+
+
+def _measured(
+    case: Case, fleet: Fleet, load: Load, floors: Mapping[str, Floor], rounds: int
+) -> dict[str, Any]:
+    names = [*fleet.peers, *(floors if case.operation in FRESH else ())]
+    slices: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    problems = dict(fleet.problems)
+    for number in range(rounds + 1):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            if name in problems:
+                continue
+            seen = floors[name].slice(case) if name in floors else _slice(case, fleet, name, load)
+            if problem := wrong(case, seen):
+                problems[name] = problem
+            elif number:
+                slices[name].append(seen)
+    return {"case": asdict(case), "rounds": rounds, "problems": problems, "slices": slices}
 
 
 def _slice(case: Case, fleet: Fleet, name: str, load: Load) -> dict[str, Any]:

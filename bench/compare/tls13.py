@@ -127,6 +127,8 @@ class Tls13:
         return len(part)
 
     def unwrap(self) -> None:
+        if self._writing is None:
+            raise OSError("there are no keys yet")
         self.sock.send(self._sealed(ALERT, b"\x01\x00"))
 
     # Records

@@ -1,6 +1,6 @@
-"""Python servers that speak TLS themselves and have the bot inside, and proxy.py as a proxy in front of it.
+"""Python servers that speak TLS themselves and have the bot inside, and mitmproxy, which is a proxy.
 
-They come from an environment of their own, which `make bench` sets up (`ENVIRONMENT`). None
+They come from environments of their own, which `make bench` sets up (`ENVIRONMENTS`). None
 knows a reload that keeps its connections.
 """
 
@@ -14,7 +14,7 @@ from typing import ClassVar
 from bench.peers.peer import Peer, Told, first_line
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = Path(os.environ.get("BENCH_PEERS", ROOT / ".venv-peers"))
+ENVIRONMENTS = Path(os.environ.get("BENCH_PEERS", ROOT / ".venv-peers"))
 APPLICATION = "bench.compare.peers.app:app"
 
 
@@ -26,17 +26,17 @@ print(importlib.metadata.version(sys.argv[1]), f"(Python {platform.python_versio
 
 class _Python(Peer):
     package: ClassVar[str]
+    environment_name: ClassVar[str] = "servers"
     command: ClassVar[str] = ""
     template = "app.py"
 
     @classmethod
     def is_here(cls) -> bool:
-        return (ENVIRONMENT / "bin" / cls.program).exists()
+        return cls._found(cls.program).exists()
 
     @classmethod
     def version(cls) -> str:
-        python = str(ENVIRONMENT / "bin" / "python")
-        return first_line(python, "-c", _VERSION, cls.package)
+        return first_line(str(cls._found("python")), "-c", _VERSION, cls.package)
 
     def environment(self) -> Mapping[str, str]:
         return {"PYTHONPATH": str(ROOT), "BENCH_BOT": self.site.bot}
@@ -46,7 +46,11 @@ class _Python(Peer):
 
     @property
     def _program(self) -> str:
-        return str(ENVIRONMENT / "bin" / self.program)
+        return str(self._found(self.program))
+
+    @classmethod
+    def _found(cls, program: str) -> Path:
+        return ENVIRONMENTS / cls.environment_name / "bin" / program
 
 
 class Hypercorn(_Python):
@@ -102,19 +106,30 @@ class Granian(_Python):
         )
 
 
-class ProxyPy(_Python):
-    name = "proxy.py"
-    program = "proxy"
-    package = "proxy.py"
+class MitmProxy(_Python):
+    name = "mitmproxy"
+    program = "mitmdump"
+    package = "mitmproxy"
+    environment_name = "mitmproxy"
+
+    def configure(self) -> None:
+        """It wants all in one file."""
+        lineage = self.site.lineage
+        self._pem.touch(mode=0o600)
+        self._pem.write_bytes(lineage.privkey.read_bytes() + lineage.fullchain.read_bytes())
+        super().configure()
 
     @property
     def arguments(self) -> Sequence[str]:
         return (
             self._program,
-            *("--hostname", "127.0.0.1", "--port", str(self.site.port)),
-            *("--cert-file", str(self.site.lineage.fullchain)),
-            *("--key-file", str(self.site.lineage.privkey)),
-            *("--num-workers", str(self.site.workers), "--num-acceptors", str(self.site.workers)),
-            *("--enable-reverse-proxy", "--plugins", "bench.compare.peers.proxy_py.BotPlugin"),
-            *("--data-dir", str(self.site.directory)),
+            *("--mode", f"reverse:http://{self.site.bot}"),
+            *("--listen-host", "127.0.0.1", "--listen-port", str(self.site.port)),
+            *("--certs", f"*={self._pem}"),
+            *("--set", f"confdir={self.site.directory}"),
+            *("--set", "stream_large_bodies=1m"),
         )
+
+    @property
+    def _pem(self) -> Path:
+        return self.site.directory / "site.pem"
