@@ -23,6 +23,8 @@ FOLDER = Path(__file__).parents[1]
 OURS, BASE = "botproxy", "nginx"
 FLOORS = ("OpenSSL, one ticket", "OpenSSL, two tickets")
 PYTHON = ("granian", "uvicorn", "hypercorn", "mitmproxy")
+QUIET = 0.7
+"""Load average up to which nobody else is on the machine."""
 SATURATED = 0.9
 """Share of its core that a server must have used for its rate to be its own."""
 
@@ -135,9 +137,18 @@ measured: [README.md](README.md).
 The figures that count are ratios to nginx of the server's CPU for an operation, of the same round: the median
 of all rounds, and in brackets where the middle half of them lies. Less is better.
 
-Machine: {machine}.
+Machine: {machine}.{_busy_machine(versions.get("load_average", 0.0))}
 
 {_table(["peer", "version"], peers)}"""
+
+
+def _busy_machine(load: float) -> str:
+    if load < QUIET:
+        return ""
+    return (
+        f" **It was not quiet: its load average was {load:.1f} before the first measurement. Ratios are less "
+        "sure than they should be, rates and times of waiting mean nothing.**"
+    )
 
 
 def _targets(found: Found) -> str:
@@ -383,12 +394,17 @@ Of one operation, all processes together ({counted["tool"]}).
 
 
 def _failures(found: Found) -> str:
-    lines = [f"- {name}: {each['error']}" for name, each in found.items() if "error" in each]
-    for name, each_found in found.items():
-        lines += [
-            f"- {name.removeprefix('case-')}, {peer}: {why}"
-            for peer, why in each_found.get("problems", {}).items()
-        ]
+    lines = []
+    for name, part in found.items():
+        lines += [f"- {name}: {why}" for why in [part.get("error")] if why]
+        lines += [f"- {name}, {peer}: {why}" for peer, why in part.get("problems", {}).items()]
+        nested = part.get("cases", {"": part})
+        for case, peers in nested.items():
+            for peer, seen in peers.get("peers", peers).items():
+                if isinstance(seen, Mapping) and "error" in seen:
+                    lines.append(f"- {name} {case}, {peer}: {seen['error']}".replace(" ,", ","))
+                elif peer == "problems" and case:
+                    lines += [f"- {name} {case}, {who}: {why}" for who, why in seen.items()]
     return "## What failed\n\n" + ("\n".join(lines) or "Nothing.")
 
 

@@ -1,4 +1,4 @@
-"""On what, and of what, the figures are: the machine, Python, OpenSSL, uvloop and every peer."""
+"""On what, and of what, the figures are: machine, Python, OpenSSL, uvloop and every peer."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def everything(kinds: Sequence[type[Peer]]) -> dict[str, Any]:
         "openssl": ssl.OPENSSL_VERSION,
         "uvloop": metadata.version("uvloop"),
         "root": os.geteuid() == 0,
+        "load_average": os.getloadavg()[0],
         "peers": {kind.name: kind.version() if kind.is_here() else "missing" for kind in kinds},
     }
 

@@ -61,7 +61,9 @@ def found(tmp_path):
             "OpenSSL, one ticket": slices([200.0, 200.0, 200.0]),
         },
     }
+    counted = {"tool": "valgrind", "cases": {"visit": {"HAProxy": {"error": "CountError: no count"}}}}
     files: dict[str, dict[str, Any]] = {
+        "instructions": counted,
         "versions": versions,
         "case-visit": case,
         "idle": {"error": "OSError: no more files"},
@@ -89,9 +91,10 @@ def test_a_peer_that_failed_is_called_so_and_has_no_figure(found):
     page = made(found)
     (line,) = [line for line in page.splitlines() if line.startswith("| Node | failed")]
     assert "900" not in line
-    assert "- visit, Node: failed: Wrong: another answer" in page
-    assert "- visit, granian: missing" in page
+    assert "- case-visit, Node: failed: Wrong: another answer" in page
+    assert "- case-visit, granian: missing" in page
     assert "- idle: OSError: no more files" in page
+    assert "- instructions visit, HAProxy: CountError: no count" in page
 
 
 def test_a_rate_is_in_brackets_where_the_server_was_not_busy(found):
