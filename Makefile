@@ -8,13 +8,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.botproxy-installed
 INSTALLED_FOR_TESTS := $(VENV)/.botproxy-installed-for-tests
 
-.PHONY: help demo test trials check schema clean
+.PHONY: help demo test trials check gate gate-baseline schema clean
 
 help:
 	@echo 'make demo    set up, then serve an echo bot at https://localhost:8443'
 	@echo 'make test    set up, then run all tests'
 	@echo 'make trials  attacks and faults, each beside a client that minds; needs a quiet machine'
 	@echo 'make check   lint, formatting, types'
+	@echo 'make gate    does this tree cost more instructions than the commit it started from? (valgrind, git)'
+	@echo 'make gate-baseline  what it costs, written down for where there is no history'
 	@echo 'make schema  write botproxy/config/schema.json, the configuration as editors know it'
 	@echo 'make clean   remove the virtual environment and what tools have left behind'
 
@@ -31,6 +33,12 @@ check: $(INSTALLED_FOR_TESTS)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+gate: $(INSTALLED_FOR_TESTS)
+	$(BIN)/python -m bench.micro.gate $(if $(BASE),--base $(BASE))
+
+gate-baseline: $(INSTALLED_FOR_TESTS)
+	$(BIN)/python -m bench.micro.gate --write-baseline
 
 schema: $(INSTALLED)
 	$(BIN)/python -m botproxy.config.schema_file

@@ -22,7 +22,7 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,14 @@ class Costs:
     """Instructions by name."""
     broken: tuple[str, ...] = ()
 
+    def least(self, other: Costs) -> Costs:
+        """The lesser count of each workload, those that are broken in both."""
+        both = {**self.workloads, **other.workloads}
+        least = {
+            name: min(each.workloads.get(name, cost) for each in (self, other)) for name, cost in both.items()
+        }
+        return Costs(least, tuple(name for name in self.broken if name in other.broken))
+
 
 def main(named: str | None, write_baseline: bool) -> int:
     if not instructions.is_here():
@@ -59,7 +67,8 @@ def main(named: str | None, write_baseline: bool) -> int:
         place = Path(name)
         place.chmod(0o755)
         if write_baseline:
-            _write(_count(trees.copy_tree(place)))
+            tree = trees.copy_tree(place)
+            _write(_count(tree).least(_count(tree)))
             code = 0
         else:
             code = _with_baseline(place) if base is None else _with_commit(base, place)
@@ -89,23 +98,36 @@ def _with_commit(base: str, place: Path) -> int:
         print(f"gate: botproxy is that of {base[:12]}, nothing to compare")
         return 0
     print(f"gate: instructions at {base[:12]}, and now", flush=True)
-    before = _count(trees.copy_base(base, place))
-    after = _count(trees.copy_tree(place))
-    return _report(before, after, verdict.accepted(trees.accepted_since(base)))
+    old, new = trees.copy_base(base, place), trees.copy_tree(place)
+    accepted = verdict.accepted(trees.accepted_since(base))
+    return _judge(lambda: _count(old), lambda: _count(new), accepted)
 
 
 def _with_baseline(place: Path) -> int:
     here = build()
-    known = [entry for entry in _baseline() if entry["build"] == here]
+    known = [Costs(entry["workloads"]) for entry in _baseline() if entry["build"] == here]
     if not known:
         print("gate: SKIPPED, nothing was compared: there is no history, and no baseline of this build:")
         print(json.dumps(here, indent=1))
         return 0
-    print(
-        "gate: there is no history; instructions in the baseline of this build, and now",
-        flush=True,
-    )
-    return _report(Costs(known[0]["workloads"]), _count(trees.copy_tree(place)), {})
+    print("gate: there is no history; instructions in the baseline of this build, and now", flush=True)
+    new = trees.copy_tree(place)
+    return _judge(lambda: known[0], lambda: _count(new), {})
+
+
+def _judge(old: Callable[[], Costs], new: Callable[[], Costs], accepted: Mapping[str, float]) -> int:
+    """The exit code. What fails is counted once more: a busy machine adds to a count, and takes nothing."""
+    before, after = old(), new()
+    failed = _report(before, after, accepted)
+    if failed:
+        print(f"gate: counted again, because of {', '.join(failed)}", flush=True)
+        before, after = before.least(old()), after.least(new())
+        failed = _report(before, after, accepted)
+    if failed:
+        print(f"gate: FAILED: {', '.join(failed)}")
+        return 1
+    print(f"gate: nothing costs {verdict.TOLERANCE * 100:g}% more, or more than is accepted")
+    return 0
 
 
 def _count(directory: Path) -> Costs:
@@ -128,17 +150,13 @@ def _count(directory: Path) -> Costs:
     return Costs(workloads, tuple(broken))
 
 
-def _report(before: Costs, after: Costs, accepted: Mapping[str, float]) -> int:
+def _report(before: Costs, after: Costs, accepted: Mapping[str, float]) -> list[str]:
+    """Prints every workload; the names of those that fail."""
     compared = verdict.compare(before.workloads, after.workloads, accepted, after.broken)
     print(f"{'':28}{'base':>14}{'now':>14}")
     for each in compared:
-        print(verdict.row(each))
-    failed = [each.name for each in compared if each.failed]
-    if failed:
-        print(f"gate: FAILED: {', '.join(failed)}")
-        return 1
-    print(f"gate: nothing costs {verdict.TOLERANCE * 100:g}% more")
-    return 0
+        print(verdict.row(each), flush=True)
+    return [each.name for each in compared if each.failed]
 
 
 def _baseline() -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "botproxy"
+GIT = ("git", "-c", f"safe.directory={ROOT}")
+"""CI may run as another account than the one that checked out; the code from there is run all the same."""
 MAIN = ("origin/main", "origin/HEAD", "main")
 """Names of the main branch, the first that exists."""
 ACCEPTED = "Costs"
@@ -56,7 +58,7 @@ def copy_base(base: str, place: Path) -> Path:
     """The botproxy of `base` in `place`, compiled; what to put on PYTHONPATH."""
     directory = place / "base"
     archive = subprocess.run(
-        ("git", "archive", base, PACKAGE), cwd=ROOT, capture_output=True, check=True
+        (*GIT, "archive", base, PACKAGE), cwd=ROOT, capture_output=True, check=True
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(directory, filter="data")
@@ -87,7 +89,7 @@ def _commit(name: str) -> str | None:
 def _git(*arguments: str) -> str | None:
     """What git prints; None when it fails, or when there is no git or no repository."""
     try:
-        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run((*GIT, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
