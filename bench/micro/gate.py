@@ -90,32 +90,7 @@ def build() -> dict[str, Any]:
     }
 
 
-# Private
-
-
-def _with_commit(base: str, place: Path) -> int:
-    if not trees.is_changed(base):
-        print(f"gate: botproxy is that of {base[:12]}, nothing to compare")
-        return 0
-    print(f"gate: instructions at {base[:12]}, and now", flush=True)
-    old, new = trees.copy_base(base, place), trees.copy_tree(place)
-    accepted = verdict.accepted(trees.accepted_since(base))
-    return _judge(lambda: _count(old), lambda: _count(new), accepted)
-
-
-def _with_baseline(place: Path) -> int:
-    here = build()
-    known = [Costs(entry["workloads"]) for entry in _baseline() if entry["build"] == here]
-    if not known:
-        print("gate: SKIPPED, nothing was compared: there is no history, and no baseline of this build:")
-        print(json.dumps(here, indent=1))
-        return 0
-    print("gate: there is no history; instructions in the baseline of this build, and now", flush=True)
-    new = trees.copy_tree(place)
-    return _judge(lambda: known[0], lambda: _count(new), {})
-
-
-def _judge(old: Callable[[], Costs], new: Callable[[], Costs], accepted: Mapping[str, float]) -> int:
+def judge(old: Callable[[], Costs], new: Callable[[], Costs], accepted: Mapping[str, float]) -> int:
     """The exit code. What fails is counted once more: a busy machine adds to a count, and takes nothing."""
     before, after = old(), new()
     failed = _report(before, after, accepted)
@@ -128,6 +103,31 @@ def _judge(old: Callable[[], Costs], new: Callable[[], Costs], accepted: Mapping
         return 1
     print(f"gate: nothing costs {verdict.TOLERANCE * 100:g}% more, or more than is accepted")
     return 0
+
+
+# Private
+
+
+def _with_commit(base: str, place: Path) -> int:
+    if not trees.is_changed(base):
+        print(f"gate: botproxy is that of {base[:12]}, nothing to compare")
+        return 0
+    print(f"gate: instructions at {base[:12]}, and now", flush=True)
+    old, new = trees.copy_base(base, place), trees.copy_tree(place)
+    accepted = verdict.accepted(trees.accepted_since(base))
+    return judge(lambda: _count(old), lambda: _count(new), accepted)
+
+
+def _with_baseline(place: Path) -> int:
+    here = build()
+    known = [Costs(entry["workloads"]) for entry in _baseline() if entry["build"] == here]
+    if not known:
+        print("gate: SKIPPED, nothing was compared: there is no history, and no baseline of this build:")
+        print(json.dumps(here, indent=1))
+        return 0
+    print("gate: there is no history; instructions in the baseline of this build, and now", flush=True)
+    new = trees.copy_tree(place)
+    return judge(lambda: known[0], lambda: _count(new), {})
 
 
 def _count(directory: Path) -> Costs:

@@ -99,9 +99,7 @@ def handshake(url: str, seconds: float, count: int, clients: int, own_host: str 
     except UnknownHostError as error:
         report.error(f'"{url}": {error}')
         return 1
-    limits = Limits(seconds, count, clients)
-    if not server.local:
-        limits = Limits(min(seconds, SLOW_SECONDS), count, 1, SLOW_RATE)
+    limits = permitted(Limits(seconds, count, clients), local=server.local)
     shown, refused = _first_of_each(server)
     if not shown:
         for version, why in refused.items():
@@ -120,6 +118,11 @@ def handshake(url: str, seconds: float, count: int, clients: int, own_host: str 
         for why, times in each.tally.errors.most_common() if each.tally else ():
             report.error(f"{each.shown.protocol} {each.kind}: {times} failed: {why}")
     return 1 if any(each.failed for each in measured) else 0
+
+
+def permitted(asked: Limits, *, local: bool) -> Limits:
+    """What becomes of `asked`: a server elsewhere gets no more than a browser would ask of it."""
+    return asked if local else Limits(min(asked.seconds, SLOW_SECONDS), asked.count, 1, SLOW_RATE)
 
 
 # Private

@@ -17,7 +17,8 @@ from botproxy.cli.verb import WrongUsage
 
 CONNECT_PATIENCE = 5.0
 
-_FORCED = (Path("/proc/sys/net/ipv4/ip_nonlocal_bind"), Path("/proc/sys/net/ipv6/ip_nonlocal_bind"))
+FORCED = (Path("/proc/sys/net/ipv4/ip_nonlocal_bind"), Path("/proc/sys/net/ipv6/ip_nonlocal_bind"))
+"""Switches by which the kernel lets a socket have any address."""
 
 
 class UnknownHostError(Exception):
@@ -60,7 +61,7 @@ def target(url: str, own_host: str | None) -> Target:
 
 def is_ours(family: socket.AddressFamily, address: tuple[object, ...]) -> bool:
     """Whether a socket of this machine can have `address`: the kernel knows, and lists go stale."""
-    if any(_says_yes(path) for path in _FORCED):
+    if any(_says_yes(path) for path in FORCED):
         return str(address[0]).startswith("127.") or address[0] == "::1"
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         try:
@@ -91,7 +92,7 @@ def _accepts(family: socket.AddressFamily, address: tuple[object, ...]) -> bool:
 
 
 def _says_yes(path: Path) -> bool:
-    """Whether the kernel lets a socket have any address, which makes the question useless."""
+    """Whether a switch is on, which makes the question useless."""
     try:
         return path.read_text().strip() != "0"
     except OSError:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from botproxy.cli.bench import permitted
 from botproxy.cli.handshakes import Limits, measure, percentile
 from botproxy.cli.target import is_ours, target
 from tests import certs
@@ -137,6 +138,21 @@ def test_an_address_is_ours_if_the_kernel_lets_us_have_it():
     assert is_ours(socket.AF_INET, ("127.0.0.1", 443))
     assert is_ours(socket.AF_INET, ("127.9.9.9", 443))
     assert not is_ours(socket.AF_INET, (ELSEWHERE, 443))
+
+
+def test_where_the_kernel_lets_anybody_have_any_address_only_loopback_is_ours(tmp_path, monkeypatch):
+    forced = tmp_path / "ip_nonlocal_bind"
+    forced.write_text("1\n")
+    monkeypatch.setattr("botproxy.cli.target.FORCED", (forced,))
+    assert is_ours(socket.AF_INET, ("127.0.0.1", 443))
+    assert is_ours(socket.AF_INET6, ("::1", 443, 0, 0))
+    assert not is_ours(socket.AF_INET, ("0.0.0.0", 443))
+
+
+def test_a_server_elsewhere_is_asked_slowly_whatever_was_asked_for():
+    asked = Limits(30.0, 5000, 16)
+    assert permitted(asked, local=True) == asked
+    assert permitted(asked, local=False) == Limits(5.0, 5000, 1, rate=10.0)
 
 
 def test_a_rate_is_kept(tmp_path):
