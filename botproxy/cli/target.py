@@ -1,13 +1,14 @@
 """Which server may be measured: one on this machine, or one that its owner names twice.
 
-A benchmark is an attack on whoever did not ask for it. An address of this machine cannot be another's, so
-it is measured at full speed. Any other host is measured only when `--own-host` repeats its name, and then
-at a rate that a browser exceeds: a flag proves nothing, so what it permits must be harmless. The name is
-resolved once, here; what was judged is what is connected to.
+A benchmark is an attack on whoever did not ask for it. What the addresses of this machine lead to is the
+affair of whoever may log in here, so it is measured at full speed. Any other host is measured only when
+`--own-host` repeats its name, and then at a rate that a browser exceeds: a flag proves nothing, so what it
+permits must be harmless. The name is resolved once, here; what was judged is what is connected to.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +62,14 @@ def target(url: str, own_host: str | None) -> Target:
 
 def is_ours(family: socket.AddressFamily, address: tuple[object, ...]) -> bool:
     """Whether a socket of this machine can have `address`: the kernel knows, and lists go stale."""
-    if any(_says_yes(path) for path in FORCED):
-        return str(address[0]).startswith("127.") or address[0] == "::1"
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        try:
+    ip = ipaddress.ip_address(str(address[0]))
+    if ip.is_loopback or any(_says_yes(path) for path in FORCED):
+        return ip.is_loopback
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.bind((address[0], 0, *address[2:]))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

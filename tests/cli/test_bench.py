@@ -25,7 +25,7 @@ from tests.cli.command import PATIENCE, botproxy, environment, serving
 from tests.harness import Bot, free_port
 from tests.wire import Wire
 
-ELSEWHERE = "192.0.2.1"
+ELSEWHERE = "203.0.113.77"
 """Of nobody (RFC 5737)."""
 SHORT = ("--seconds", "0.3", "--clients", "2")
 
