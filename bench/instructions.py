@@ -225,7 +225,10 @@ def _names(pids: set[int], program: str) -> dict[int, str]:
     """What each calls itself; `program` where only valgrind's own name shows."""
     names = {}
     for pid in pids:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended just now
         names[pid] = program if name.startswith(("cachegrind", "valgrind", "memcheck")) else name
     return names
 
