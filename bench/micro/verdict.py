@@ -1,8 +1,8 @@
 """Which changes of a cost fail: numbers in, sentences out.
 
-A workload fails when it costs more than TOLERANCE above its base, unless a commit accepts more. The counts
-of one tree differ by less than a fifth of that from run to run. What exists on one side only is named and
-fails nothing: there is nothing to compare it with.
+A workload fails when it costs more than TOLERANCE above its base, unless a commit accepts more. Counted again
+and again, the stages of one tree differ by up to half a percent, and what is served by one. What exists on
+one side only is named and fails nothing: there is nothing to compare it with.
 """
 
 from __future__ import annotations
