@@ -13,7 +13,7 @@ PEERS ?= .venv-peers
 PEERS_WANTED := bench/compare/peers/requirements
 PEERS_INSTALLED := $(patsubst $(PEERS_WANTED)/%.txt,$(PEERS)/%/.installed,$(wildcard $(PEERS_WANTED)/*.txt))
 
-.PHONY: help demo test trials bench check schema clean
+.PHONY: help demo test trials bench check gate gate-baseline schema clean
 
 help:
 	@echo 'make demo    set up, then serve an echo bot at https://localhost:8443'
@@ -21,6 +21,8 @@ help:
 	@echo 'make trials  attacks and faults, each beside a client that minds; needs a quiet machine'
 	@echo 'make bench   side by side with nginx and others, 15 minutes on two quiet cores; see bench/README.md'
 	@echo 'make check   lint, formatting, types'
+	@echo 'make gate    does this tree cost more instructions than the commit it started from? (valgrind, git)'
+	@echo 'make gate-baseline  what it costs, written down for where there is no history'
 	@echo 'make schema  write botproxy/config/schema.json, the configuration as editors know it'
 	@echo 'make clean   remove the virtual environment and what tools have left behind'
 
@@ -42,6 +44,12 @@ check: $(INSTALLED_FOR_TESTS)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+gate: $(INSTALLED_FOR_TESTS)
+	$(BIN)/python -m bench.micro.gate $(if $(BASE),--base $(BASE))
+
+gate-baseline: $(INSTALLED_FOR_TESTS)
+	$(BIN)/python -m bench.micro.gate --write-baseline
 
 schema: $(INSTALLED)
 	$(BIN)/python -m botproxy.config.schema_file

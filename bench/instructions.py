@@ -145,21 +145,25 @@ def whole_run(server: Server, count: int) -> Run:
     return Run(count, dict(processes), time.monotonic() - began)
 
 
-def counted(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Instructions of `command`, which ends by itself, with its children. Raises CountError when it fails."""
+def counted(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[str, dict[int, int]]:
+    """What `command` prints, and the instructions of it and each of its children by their ids.
+
+    It ends by itself; raises CountError when it fails.
+    """
     with tempfile.TemporaryDirectory(prefix="instructions-") as name:
         done = subprocess.run(
             (*TOOL, *command),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             env={**_environment(Path(name)), **(environment or {})},
             check=False,
         )
         if done.returncode:
-            raise CountError(f"ended with {done.returncode}: {done.stderr.strip()}")
-        return sum(_counts(Path(name)).values())
+            raise CountError(f"ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        return done.stdout, _counts(Path(name))
 
 
 # Private
@@ -202,13 +206,15 @@ def _last(said: Path) -> str:
 
 
 def _family(root: int) -> set[int]:
-    """`root` and all its descendants."""
+    """`root` and all its descendants that are alive."""
     parents: dict[int, int] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
-            pass  # it ended while we looked
+            continue  # it ended while we looked
+        if state != "Z":
+            parents[int(status.parent.name)] = int(parent)
     found = {root}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
@@ -219,7 +225,10 @@ def _names(pids: set[int], program: str) -> dict[int, str]:
     """What each calls itself; `program` where only valgrind's own name shows."""
     names = {}
     for pid in pids:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended just now
         names[pid] = program if name.startswith(("cachegrind", "valgrind", "memcheck")) else name
     return names
 
