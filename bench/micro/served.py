@@ -16,7 +16,8 @@ from pathlib import Path
 
 from bench.instructions import Server, whole_run
 from bench.reload import clients
-from bench.reload.site import Site, site
+from bench.reload.site import site
+from bench.site import Site
 
 HANDSHAKES, MORE_HANDSHAKES = 40, 160
 REQUESTS, MORE_REQUESTS = 100, 950
