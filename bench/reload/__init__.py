@@ -5,10 +5,9 @@ Two more programs hold botproxy alone to its word: `bench.reload.renewals`, `ben
 What is measured, and what is not: README.md in this folder.
 
     __main__       which peer, which question, in which order; writes results.json
-    site           what a peer stands between: certificate files, a port, a bot
-    lineage            the files, and a renewal as certbot makes it
+    site           a place for a peer
     bot                the bot; says which process asked it
-    peers          one module and one configuration for each
+    peers          a configuration for each; how they are run is in `bench.peers`
     clients        connections that are verified, each, from several processes
     sightings      what their answers say about who served which certificate when (pure)
     unasked under_load tickets mismatch      the four questions

@@ -21,15 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.peers.botproxy import Botproxy
+from bench.peers.caddy import Caddy
+from bench.peers.haproxy import HaproxyCommit, HaproxyReload
+from bench.peers.nginx import Nginx
+from bench.peers.peer import Peer
 from bench.reload import clients, mismatch, sightings, tickets, unasked, under_load
-from bench.reload.peers.botproxy import Botproxy
-from bench.reload.peers.caddy import Caddy
-from bench.reload.peers.haproxy import HaproxyCommit, HaproxyReload
-from bench.reload.peers.nginx import Nginx
-from bench.reload.peers.peer import Peer
 from bench.reload.site import site
 
 RESULTS = Path(__file__).parent / "results.json"
+CONFIGURATIONS = Path(__file__).parent / "peers"
 PEERS: tuple[type[Peer], ...] = (Nginx, HaproxyCommit, HaproxyReload, Caddy, Botproxy)
 
 Measure = Callable[[Peer], dict[str, Any]]
@@ -86,7 +87,7 @@ def ask(kind: type[Peer], workers: int, questions: Mapping[str, Measure]) -> dic
         print(f"{kind.name}: {name}", flush=True)
         # A site for each, so that none inherits what another left.
         with site(workers) as place:
-            row[name] = answer = _measured(kind(place), measure)
+            row[name] = answer = _measured(kind(place, CONFIGURATIONS), measure)
         if "error" in answer:
             print(f"    failed: {answer['error']}", flush=True)
     return row

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal, Self
 
-from bench.reload.lineage import NAME
+from bench.lineage import NAME
 
 DEADLINE = 10.0
 """Seconds for each wait of one connection."""

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bench.peers.peer import Peer
 from bench.reload import clients
 from bench.reload.clients import Attempt
-from bench.reload.peers.peer import Peer
 from bench.reload.sightings import failures
 
 TRIES = 50

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from bench.lineage import KINDS, Lineage, contents, serial_of
 from bench.reload.clients import Attempt, Clients
-from bench.reload.lineage import KINDS, Lineage, contents, serial_of
 from bench.reload.sightings import changeover, failures, relapses
-from bench.reload.site import Site, site
+from bench.reload.site import site
+from bench.site import Site
 from tests.certs import Issued
 from tests.harness import Proxied, running
 

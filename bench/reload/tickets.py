@@ -14,9 +14,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from bench.lineage import NAME
+from bench.peers.peer import Peer
 from bench.reload import clients, unasked
-from bench.reload.lineage import NAME
-from bench.reload.peers.peer import Peer
 
 TRIES = 20
 

@@ -11,8 +11,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from bench.peers.peer import Peer
 from bench.reload import clients
-from bench.reload.peers.peer import Peer
 from bench.reload.sightings import Changeover, changeover
 
 PATIENCE = 15.0

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bench.peers.peer import Peer
 from bench.reload.clients import Attempt, Clients
-from bench.reload.peers.peer import Peer
 from bench.reload.sightings import changeover, failures
 
 PATIENCE = 15.0

@@ -28,6 +28,7 @@ VERBS = {
     "health": Entry("ask the running botproxy whether it serves", "botproxy.cli.health"),
     "cert": Entry("show, reload and roll back the certificates of the running botproxy", "botproxy.cli.cert"),
     "reload": Entry("have the running botproxy read its certificates again", "botproxy.cli.reload"),
+    "bench": Entry("count the TLS handshakes per second of a server on this machine", "botproxy.cli.bench"),
     "tickets": Entry("renew the session ticket keys of the running botproxy", "botproxy.cli.tickets"),
 }
 

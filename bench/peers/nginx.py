@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.reload.peers.peer import Peer, Told, first_line, unprivileged
+from bench.peers.peer import Peer, Told, first_line, unprivileged
 
 
 class Nginx(Peer):
@@ -31,3 +31,10 @@ class Nginx(Peer):
     @property
     def _program(self) -> Sequence[str]:
         return ("nginx", "-p", str(self.site.directory), "-c", str(self.config))
+
+
+class NginxAlike(Nginx):
+    """Set up to do no more than botproxy does by default."""
+
+    name = "nginx, alike"
+    template = "nginx-alike.conf"

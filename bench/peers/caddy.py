@@ -6,9 +6,10 @@ Without --force it finds its configuration unchanged, and reads no file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from bench.reload.peers.peer import Peer, Told, first_line
-from bench.reload.site import Site
+from bench.peers.peer import Peer, Told, first_line
+from bench.site import Site
 from tests.harness import free_port
 
 
@@ -18,8 +19,8 @@ class Caddy(Peer):
     template = "Caddyfile"
     command = "caddy reload --force"
 
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
+    def __init__(self, site: Site, configurations: Path) -> None:
+        super().__init__(site, configurations)
         self._admin = f"127.0.0.1:{free_port()}"
 
     @classmethod

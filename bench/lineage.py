@@ -2,17 +2,20 @@
 
 Decides what a renewal does to the disk, and in which order: all files of the new
 certificate are written first, then each link is removed and made again, in certbot's
-order. Every certificate has a key of its own and is below the same intermediate.
+order. Every ECDSA certificate has a key of its own; all are below the same intermediate.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tests import certs
 from tests.certs import Issued
 
 NAME = "localhost"
+Keys = Literal["ecdsa", "rsa"]
+"""P-256, or RSA with 2048 bits."""
 KINDS = ("cert", "privkey", "chain", "fullchain")
 """In certbot's order (ALL_FOUR in its storage.py)."""
 
@@ -20,8 +23,9 @@ KINDS = ("cert", "privkey", "chain", "fullchain")
 class Lineage:
     """One certificate and those that followed it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, keys: Keys = "ecdsa") -> None:
         """Makes live/, archive/ and ca.pem in `directory`, with a first certificate."""
+        self._keys = keys
         self._authority = certs.root().intermediate()
         self._live, self._archive = directory / "live", directory / "archive"
         self._live.mkdir(mode=0o700)
@@ -50,7 +54,8 @@ class Lineage:
         return self._archive / f"{kind}{self.number}.pem"
 
     def issue(self) -> Issued:
-        return self._authority.issue(NAME)
+        key = certs.rsa_key() if self._keys == "rsa" else certs.ecdsa_key()
+        return self._authority.issue(NAME, key=key)
 
     def renew(self) -> str:
         """A new certificate in all four files; its serial."""

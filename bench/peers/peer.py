@@ -1,7 +1,8 @@
 """One TLS server in front of the bot: its configuration, its processes, its command after a renewal.
 
 Decides how any of them is started, found ready, and stopped. What is special to one is in
-its own module beside this, and its configuration in a file where `@name@` is filled in.
+its own module beside this, and its configuration in a folder of whoever compares, in a file
+where `@name@` is filled in.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import pwd
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -20,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from bench.reload import clients
-from bench.reload.site import Site
+from bench.lineage import NAME
+from bench.site import Site
 
 START_PATIENCE = 15.0
 STOP_PATIENCE = 10.0
 COMMAND_PATIENCE = 15.0
 LONGEST_SAYING = 500
 """Characters of what a peer says that are kept."""
-_FOLDER = Path(__file__).parent
+_REQUEST = f"GET /start HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n".encode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,14 @@ class Peer(ABC):
     command: ClassVar[str]
     """What is to be done after a renewal, in words."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, configurations: Path) -> None:
+        """`configurations`: the folder that has `template`."""
         self.site = site
+        self._template = configurations / self.template
         self.config = site.directory / self.template
         self._log = site.directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._context = clients.client(site.lineage.ca, "1.3")
+        self._context = ssl.create_default_context(cafile=site.lineage.ca)
 
     @classmethod
     def is_here(cls) -> bool:
@@ -89,12 +94,16 @@ class Peer(ABC):
         """What is added to the environment it is started with."""
         return {}
 
-    def start(self) -> str | None:
-        """Run it. None once it serves, else why it does not."""
+    def configure(self) -> None:
+        """Write what `arguments` read."""
         self.config.write_text(self._filled())
+
+    def start(self, *before: str) -> str | None:
+        """Run it, behind the command `before`. None once it serves, else why it does not."""
+        self.configure()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                self.arguments,
+                (*before, *self.arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -102,13 +111,25 @@ class Peer(ABC):
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_PATIENCE
-        while clients.attempt(self.site.port, self._context, "/start").failure is not None:
+        while not self.serves():
             if (code := self._process.poll()) is not None:
                 return f"ended with {code}: {self.said()}"
             if time.monotonic() > deadline:
                 return f"does not serve: {self.said()}"
             time.sleep(0.02)
         return None
+
+    def serves(self) -> bool:
+        """Whether it answers one request over TLS."""
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", self.site.port), timeout=START_PATIENCE) as plain,
+                self._context.wrap_socket(plain, server_hostname=NAME) as tls,
+            ):
+                tls.sendall(_REQUEST)
+                return tls.recv(4096).startswith(b"HTTP/1.1 200 ")
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """End it and all of its processes, by force if need be."""
@@ -157,12 +178,12 @@ class Peer(ABC):
             "directory": str(self.site.directory),
             "port": str(self.site.port),
             "workers": str(self.site.workers),
-            "bot": str(self.site.bot),
+            "bot": self.site.bot,
             "fullchain": str(self.site.lineage.fullchain),
             "privkey": str(self.site.lineage.privkey),
             **self.settings(),
         }
-        template = (_FOLDER / self.template).read_text()
+        template = self._template.read_text()
         return re.sub(r"@(\w+)@", lambda match: values[match[1]], template)
 
 

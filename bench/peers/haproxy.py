@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 
-from bench.reload.peers.peer import COMMAND_PATIENCE, Peer, Told, first_line, unprivileged
+from bench.peers.peer import COMMAND_PATIENCE, Peer, Told, first_line, unprivileged
 
 
 class _Haproxy(Peer):
@@ -35,13 +35,13 @@ class _Haproxy(Peer):
         account = unprivileged()
         return {"account": f"user {account[0]}\n    group {account[1]}" if account else ""}
 
-    def start(self) -> str | None:
+    def configure(self) -> None:
         # It looks for the key of NAME in NAME.key (ssl-load-extra-files).
         fullchain = self.site.lineage.fullchain
         key = fullchain.with_name(f"{fullchain.name}.key")
         if not key.is_symlink():
             key.symlink_to(self.site.lineage.privkey.name)
-        return super().start()
+        super().configure()
 
 
 class HaproxyCommit(_Haproxy):

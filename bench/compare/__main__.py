@@ -1,0 +1,185 @@
+"""Everything that `make bench` measures, one part after the other; each writes a file of its own.
+
+Run `python -m bench.compare`. `--quick` is for a look: few peers, few rounds, short slices,
+and the results go to the folder that `--results` names. A part that cannot be measured says
+why in its file, and the others go on; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.compare import counted, idle, renewal, rounds, scaling, steady, versions
+from bench.compare.cases import BY_NAME, CASES, Case
+from bench.compare.fleet import PEERS, SERVER_CORE, Fleet, Haproxy, fleet
+from bench.compare.floor import Floor
+from bench.compare.load import LoadError
+from bench.peers.botproxy import Botproxy
+from bench.peers.caddy import Caddy
+from bench.peers.hitch import Hitch
+from bench.peers.nginx import Nginx, NginxAlike
+from bench.peers.peer import Peer
+from bench.peers.python import Uvicorn
+
+RESULTS = Path(__file__).parents[1] / "results"
+FLOORS = {"OpenSSL, one ticket": 1, "OpenSSL, two tickets": 2}
+PARTS = ("idle", "cases", "steady", "reload", "scaling", "instructions")
+RELOADING = (Botproxy, Nginx, Haproxy, Caddy, Hitch)
+"""Those that know a reload, and two workers that are alike."""
+COUNTED = (Botproxy, Nginx, NginxAlike, Haproxy, Uvicorn)
+"""Of those that end in order under valgrind, and do not translate themselves while they run."""
+SCALED = ("visit", "keep-alive")
+"""Cases."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be measured, how thoroughly, and where it goes."""
+
+    results: Path
+    peers: Sequence[type[Peer]] = PEERS
+    cases: Sequence[Case] = CASES
+    rounds: int = 9
+    slice: float = 0.2
+    """Seconds; of an operation that takes longer, one is done."""
+    idle: int = 400
+    """Connections."""
+    steady: float = 0.6
+    """Seconds of a round."""
+    pairs: int = 3
+    """Windows with a reload, and as many without."""
+    counts: Mapping[str, int] = field(default_factory=lambda: {"visit": 60, "keep-alive": 300})
+    """Operations whose instructions are counted, by case."""
+    parts: Collection[str] = PARTS
+
+
+QUICK = Plan(
+    RESULTS,
+    cases=[BY_NAME[name] for name in ("visit", "keep-alive")],
+    rounds=3,
+    slice=0.1,
+    idle=100,
+    steady=0.2,
+    pairs=1,
+    counts={"visit": 20},
+)
+
+
+class Run:
+    """Writes what is measured, and remembers whether anything was not."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.failed: list[str] = []
+        self._date = datetime.now(UTC).isoformat(timespec="seconds")
+        plan.results.mkdir(parents=True, exist_ok=True)
+        for old in plan.results.glob("*.json"):
+            old.unlink()
+
+    def write(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """What `measure` finds, or why it finds nothing, as NAME.json."""
+        print(f"{name} ", end="", flush=True)
+        began = time.monotonic()
+        try:
+            found = measure()
+        except (OSError, ValueError, AssertionError, LoadError) as error:
+            found = {"error": f"{type(error).__name__}: {error}"}
+            self.failed.append(name)
+        seconds = time.monotonic() - began
+        print(f"{seconds:.0f} s{' ' + found['error'] if 'error' in found else ''}", flush=True)
+        text = as_text({"date": self._date, "took_seconds": seconds, **found})
+        (self.plan.results / f"{name}.json").write_text(text)
+
+
+def main(plan: Plan) -> int:
+    # Every peer inherits it, and has thousands of connections.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    run = Run(plan)
+    run.write("versions", partial(versions.everything, plan.peers))
+    with fleet(plan.peers, "ecdsa") as ready:
+        if "idle" in plan.parts:
+            run.write("idle", partial(idle.measure, ready, plan.idle))
+        if "cases" in plan.parts:
+            _in_turns(run, ready, [case for case in plan.cases if case.keys == "ecdsa"])
+        if "steady" in plan.parts:
+            run.write("steady", partial(steady.measure, ready, plan.rounds, plan.steady))
+    if "cases" in plan.parts and (cases := [case for case in plan.cases if case.keys == "rsa"]):
+        with fleet(plan.peers, "rsa") as ready:
+            _in_turns(run, ready, cases)
+    if "reload" in plan.parts:
+        run.write("reload", partial(renewal.measure, _of(plan, RELOADING), plan.pairs))
+    if "scaling" in plan.parts:
+        cases = [BY_NAME[name] for name in SCALED]
+        run.write("scaling", partial(scaling.measure, _of(plan, RELOADING), cases, plan.rounds, plan.slice))
+    if "instructions" in plan.parts:
+        run.write("instructions", partial(counted.measure, _of(plan, COUNTED), plan.counts))
+    return 1 if run.failed else 0
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """JSON in which every number has at most six digits behind the point, and every slice a line."""
+    rounded = json.loads(json.dumps(found), parse_float=lambda number: round(float(number), 6))
+    lines = (f" {json.dumps(key)}: {_lines(value)}" for key, value in rounded.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+# Private
+
+
+def _of(plan: Plan, kinds: Sequence[type[Peer]]) -> list[type[Peer]]:
+    return [kind for kind in kinds if kind in plan.peers]
+
+
+def _in_turns(run: Run, ready: Fleet, cases: Sequence[Case]) -> None:
+    lineage = ready.lineage
+    with ExitStack() as stack:
+        floors = {
+            name: stack.enter_context(Floor(SERVER_CORE, lineage.fullchain, lineage.privkey, tickets))
+            for name, tickets in FLOORS.items()
+        }
+        for case in cases:
+            shorter = replace(case, seconds=run.plan.slice)
+            run.write(f"case-{case.name}", partial(rounds.measure, shorter, ready, floors, run.plan.rounds))
+
+
+def _lines(value: Any, depth: int = 2) -> str:
+    """One line for what lies `depth` below the top."""
+    if not depth or not value or not isinstance(value, dict | list):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(f"  {json.dumps(each)}" for each in value) + "\n ]"
+    inner = (f"  {json.dumps(key)}: {_lines(each, depth - 1)}" for key, each in value.items())
+    return "{\n" + ",\n".join(inner) + "\n }"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--peer", action="append", choices=[kind.name for kind in PEERS], help="these only")
+    parser.add_argument("--case", action="append", choices=list(BY_NAME), help="these only")
+    parser.add_argument("--part", action="append", choices=PARTS, help="these only")
+    chosen = parser.parse_args()
+    wanted = replace(QUICK if chosen.quick else Plan(RESULTS), results=chosen.results)
+    if chosen.peer:
+        wanted = replace(wanted, peers=[kind for kind in PEERS if kind.name in chosen.peer])
+    if chosen.case:
+        wanted = replace(wanted, cases=[BY_NAME[name] for name in chosen.case])
+    if chosen.part:
+        wanted = replace(wanted, parts=chosen.part)
+    # Peers are sessions of their own, and would outlive us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sys.exit(main(wanted))

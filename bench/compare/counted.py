@@ -1,0 +1,72 @@
+"""User-space instructions per operation, which do not drift: `bench.instructions` with these peers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from bench import instructions
+from bench.compare.fleet import LOAD_CORE, Fleet, fleet, placed
+from bench.compare.load import Load, LoadError, Order
+from bench.peers.peer import Peer
+
+AT_ONCE = 2
+"""Counts do not mind company."""
+TRIES = 2
+"""A process that is killed before it has written its count leaves none."""
+
+
+def measure(kinds: Sequence[type[Peer]], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Of every kind, for the cases of `counts`, which says how many operations the shorter run has."""
+    if not instructions.is_here():
+        return {"error": "valgrind is missing"}
+    with fleet([], "ecdsa") as ready, ThreadPoolExecutor(AT_ONCE) as pool:
+        jobs = {
+            case: {kind.name: pool.submit(partial(_count, ready, kind, case, count)) for kind in kinds}
+            for case, count in counts.items()
+        }
+        cases = {case: {name: job.result() for name, job in those.items()} for case, those in jobs.items()}
+    return {"tool": instructions.version(), "cases": cases}
+
+
+# Private
+
+
+def _count(ready: Fleet, kind: type[Peer], case: str, count: int) -> dict[str, Any]:
+    if not kind.is_here():
+        return {"error": "missing"}
+    with ExitStack() as stack:
+        load = stack.enter_context(Load(LOAD_CORE))
+        peer = placed(kind, ready, f"{kind.__name__}-{case}")
+
+        def operate(operations: int) -> None:
+            load.prepare(Order(case, peer.site.port, str(ready.lineage.fullchain), count=operations))
+            seen = load.go()
+            if seen["error_count"] or seen["operations"] != operations:
+                raise LoadError(f"{seen['operations']} of {operations}: {seen['errors']}")
+
+        server = instructions.Server(
+            peer.arguments,
+            peer.serves,
+            operate,
+            prepare=partial(_as_new, peer),
+            directory=peer.site.directory,
+            environment=peer.environment(),
+        )
+        problem = ""
+        for _ in range(TRIES):
+            try:
+                return instructions.per_operation(server, count).as_json()
+            except (instructions.CountError, LoadError, OSError) as error:
+                problem = f"{type(error).__name__}: {error}"
+        return {"error": problem}
+
+
+def _as_new(peer: Peer) -> None:
+    """What botproxy has accepted before would make its second start another than its first."""
+    shutil.rmtree(peer.site.directory / "state", ignore_errors=True)
+    peer.configure()

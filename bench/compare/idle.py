@@ -1,0 +1,49 @@
+"""Memory: of every peer's process tree at rest, and of a connection that is open and does nothing.
+
+At rest is after one request, in a fleet that has done nothing else. Of connections, the
+first hundred are not counted (tables grow, caches fill); every connection has had one
+request, and after it silence, long enough for what is kept towards the bot to be let go
+where that is somebody's default. The kernel's memory for sockets is in no figure.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from bench.compare import accounting
+from bench.compare.fleet import LOAD_CORE, Fleet
+from bench.compare.load import Load, Order
+
+UNCOUNTED = 100
+SILENCE = 5.0
+
+
+def measure(fleet: Fleet, connections: int) -> dict[str, Any]:
+    """Bytes, for each peer."""
+    peers: dict[str, dict[str, Any]] = {
+        name: {"at_rest": accounting.memory(peer.pid), "processes": len(accounting.tree(peer.pid))}
+        for name, peer in fleet.peers.items()
+    }
+    with ExitStack() as stack:
+        before = _opened(fleet, UNCOUNTED, peers, stack)
+        after = _opened(fleet, connections, peers, stack)
+    for name, seen in peers.items():
+        if "error" not in seen:
+            seen["each"] = (after[name] - before[name]) / connections
+    return {"connections": connections, "problems": fleet.problems, "peers": peers}
+
+
+# Private
+
+
+def _opened(fleet: Fleet, count: int, peers: dict[str, dict[str, Any]], stack: ExitStack) -> dict[str, int]:
+    """Memory of each once so many more are open to it, which stay until the end of `stack`."""
+    for name, peer in fleet.peers.items():
+        load = stack.enter_context(Load(LOAD_CORE))
+        opened = load.prepare(Order("visit", peer.site.port, str(fleet.lineage.fullchain), idle=count))
+        if opened["errors"]:
+            peers[name]["error"] = "; ".join(opened["errors"])
+    time.sleep(SILENCE)
+    return {name: accounting.memory(peer.pid) for name, peer in fleet.peers.items()}

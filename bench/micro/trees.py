@@ -1,0 +1,95 @@
+"""Two copies of botproxy side by side: this working tree's, and that of the commit before the change.
+
+Which commit that is: the one that is named; else where the branch left the main one; on the main branch
+itself the last commit, or the one before it when nothing is uncommitted. Copies lie in directories whose
+names are equally long and are compiled before they are used, so that nothing but the code differs. Only
+botproxy is copied: what is run over it comes from here in both cases, so that it is the same work.
+"""
+
+from __future__ import annotations
+
+import compileall
+import io
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "botproxy"
+GIT = ("git", "-c", f"safe.directory={ROOT}")
+"""CI may run as another account than the one that checked out; the code from there is run all the same."""
+MAIN = ("origin/main", "origin/HEAD", "main")
+"""Names of the main branch, the first that exists."""
+ACCEPTED = "Costs"
+"""Trailer of a commit message that says which workload may cost more: `Costs: route +5%, because ...`."""
+
+
+def base_commit(named: str | None) -> str | None:
+    """The full name of the commit to compare with, None without one. Raises LookupError for a wrong name."""
+    if named is not None:
+        found = _commit(named)
+        if found is None:
+            raise LookupError(f'expected a commit, found "{named}"')
+        return found
+    head = _commit("HEAD")
+    main = next((name for name in MAIN if _commit(name) is not None), None)
+    if head is None:
+        return None
+    left = _git("merge-base", "HEAD", main) if main is not None else head
+    if left != head:
+        return left
+    return head if _git("status", "--porcelain", "--", PACKAGE) else _commit("HEAD^")
+
+
+def is_changed(base: str) -> bool:
+    """Whether this tree's botproxy differs from that of `base`."""
+    untracked = _git("ls-files", "--others", "--exclude-standard", "--", PACKAGE)
+    return bool(_git("diff", "--name-only", base, "--", PACKAGE) or untracked)
+
+
+def accepted_since(base: str) -> list[str]:
+    """What the commits since `base` say that something may cost."""
+    said = _git("log", f"--format=%(trailers:key={ACCEPTED},valueonly)", f"{base}..HEAD")
+    return [line for line in (said or "").splitlines() if line]
+
+
+def copy_base(base: str, place: Path) -> Path:
+    """The botproxy of `base` in `place`, compiled; what to put on PYTHONPATH."""
+    directory = place / "base"
+    archive = subprocess.run(
+        (*GIT, "archive", base, PACKAGE), cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(directory, filter="data")
+    return _compiled(directory)
+
+
+def copy_tree(place: Path) -> Path:
+    """The same of this working tree, as it is now."""
+    directory = place / "tree"
+    shutil.copytree(ROOT / PACKAGE, directory / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    return _compiled(directory)
+
+
+# Private
+
+
+def _compiled(directory: Path) -> Path:
+    for path in (directory, *directory.rglob("*")):
+        path.chmod(0o755)  # workers that have given up root import from here
+    compileall.compile_dir(directory, quiet=2)
+    return directory
+
+
+def _commit(name: str) -> str | None:
+    return _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None when it fails, or when there is no git or no repository."""
+    try:
+        done = subprocess.run((*GIT, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

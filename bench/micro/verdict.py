@@ -1,0 +1,81 @@
+"""Which changes of a cost fail: numbers in, sentences out.
+
+A workload fails when it costs more than TOLERANCE above its base, unless a commit accepts more. Counted again
+and again, the stages of one tree differ by up to half a percent, and what is served by one. What exists on
+one side only is named and fails nothing: there is nothing to compare it with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+TOLERANCE = 0.03
+
+_ACCEPTED = re.compile(r"(.+?) \+(\d+(?:\.\d+)?) ?%")
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One workload in both trees."""
+
+    name: str
+    base: float | None
+    """Instructions; None: not counted there."""
+    tree: float | None
+    allowed: float = TOLERANCE
+    """How much more it may cost, as a share."""
+
+    @property
+    def growth(self) -> float | None:
+        """How much more it costs; None when there is nothing to compare."""
+        if self.base is None or self.tree is None:
+            return None
+        return self.tree / self.base - 1
+
+    @property
+    def failed(self) -> bool:
+        """Too expensive, or broken here."""
+        return self.tree is None or (self.growth is not None and self.growth > self.allowed)
+
+
+def compare(
+    base: Mapping[str, float],
+    tree: Mapping[str, float],
+    accepted: Mapping[str, float],
+    broken: Iterable[str] = (),
+) -> list[Compared]:
+    """Every workload of `tree`, in its order, then those `broken` in it."""
+    found = [
+        Compared(name, base.get(name), cost, max(TOLERANCE, accepted.get(name, 0.0)))
+        for name, cost in tree.items()
+    ]
+    return found + [Compared(name, base.get(name), None) for name in broken]
+
+
+def accepted(lines: Iterable[str]) -> dict[str, float]:
+    """Workloads and the growth that is accepted of each, from lines like `route +5%, because ...`."""
+    found: dict[str, float] = {}
+    for line in lines:
+        if (match := _ACCEPTED.match(line)) is not None:
+            name, share = match[1], float(match[2]) / 100
+            found[name] = max(found.get(name, 0.0), share)
+    return found
+
+
+def row(compared: Compared) -> str:
+    """One line of the report."""
+    numbers = "".join(
+        f"{'-' if each is None else f'{each:,.0f}':>14}" for each in (compared.base, compared.tree)
+    )
+    growth = compared.growth
+    if compared.tree is None:
+        says = "does not work"
+    elif growth is None:
+        says = "new"
+    else:
+        says = f"{growth * 100:+.2f}%"
+        if compared.failed:
+            says += f"  more than {compared.allowed * 100:g}%"
+    return f"{compared.name:28}{numbers}  {says}"
