@@ -186,11 +186,11 @@ async def accept(
             assert isinstance(tls, AcceptedSocket)
             tls.foreign_protocols = foreign
             await _shake(tls, readiness)
+            return TlsStream(tls, loop, deadlines)  # takes the place of the one that waited
     except BaseException:
         if tls is not None:  # the socket is no longer the caller's
             tls.close()
         raise
-    return TlsStream(tls, loop, deadlines)
 
 
 async def connect(
@@ -211,10 +211,10 @@ async def connect(
     try:
         with Readiness(tls, loop, deadlines, deadline) as readiness:
             await _shake(tls, readiness)
+            return TlsStream(tls, loop, deadlines)
     except BaseException:
         tls.close()
         raise
-    return TlsStream(tls, loop, deadlines)
 
 
 def alert_name(error: ssl.SSLError) -> str | None:
