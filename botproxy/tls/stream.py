@@ -119,7 +119,7 @@ class TlsStream(SocketStream):
         if self._pending_error is not None:
             raise self._pending_error
         try:
-            data = self.sock.recv(READ_SIZE)
+            data = self.sock.read(READ_SIZE)
             if len(data) < _BULK:
                 return data
         except ssl.SSLWantReadError:
@@ -140,7 +140,7 @@ class TlsStream(SocketStream):
         size = len(first)
         try:
             while size < READ_SIZE - _MAX_RECORD:
-                parts.append(self.sock.recv(_MAX_RECORD))
+                parts.append(self.sock.read(_MAX_RECORD))
                 size += len(parts[-1])
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
             pass  # an end of stream is reported again by the next read
@@ -154,7 +154,7 @@ class TlsStream(SocketStream):
         with memoryview(data) as view:
             try:
                 while total < size:  # OpenSSL takes one record at a time
-                    total += self.sock.send(view[total:] if total else view)
+                    total += self.sock.write(view[total:] if total else view)
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 pass
         return total
