@@ -26,6 +26,7 @@ from botproxy.http.h1 import Application, ClientConnection
 from botproxy.model import Peer, Record, TlsInfo
 from botproxy.net import proxy_protocol
 from botproxy.net.deadlines import Deadlines
+from botproxy.net.poller import poller_of
 from botproxy.net.readiness import Readiness
 from botproxy.net.stream import SocketStream
 from botproxy.policy import refusals
@@ -68,6 +69,7 @@ class Reception:
         log_handshake: Callable[[str, tls.HandshakeFailed, float], None],
     ) -> None:
         """`applications`: behind TLS listeners, behind plain ones."""
+        poller_of(loop)  # made now: later there may be no descriptor left for it
         self._seat = seat
         self._loop = loop
         self._deadlines = deadlines
