@@ -301,7 +301,8 @@ class _Upload:
         self._sent_at = inf
         self._task: asyncio.Task[None] | None = None
         self._error: errors.ProxyError | None = None
-        self._may_send = asyncio.Event()
+        self._may_send: asyncio.Event | None = None
+        """Set when the body may follow; None: it need not wait."""
 
     def start(self, head: bytes) -> None:
         """Send the head and what of the body has arrived; the rest follows in a task of its own."""
@@ -310,9 +311,9 @@ class _Upload:
         connection.begin()
         chunked = exchange.head.chunked
         if exchange.head.expects_continue:
+            self._may_send = asyncio.Event()
             connection.stream.write(head)
         else:
-            self._may_send.set()
             body = exchange.take_body()
             connection.stream.write(head + (chunk(body) if chunked else body) if body else head)
         if exchange.body_complete:
@@ -331,7 +332,8 @@ class _Upload:
     def on_continue(self) -> None:
         """The bot wants the body."""
         self._exchange.send_continue()
-        self._may_send.set()
+        if self._may_send is not None:
+            self._may_send.set()
 
     def check(self) -> None:
         """Raises what ended the upload, if something did."""
@@ -347,8 +349,8 @@ class _Upload:
     async def _send(self, chunked: bool) -> None:
         stream = self._connection.stream
         try:
-            if not self._may_send.is_set():
-                await self._await_permission()
+            if self._may_send is not None:
+                await self._await_permission(self._may_send)
             while data := await self._exchange.read_body():
                 stream.write(chunk(data) if chunked else data)
                 await stream.drain()
@@ -360,10 +362,10 @@ class _Upload:
         except StreamClosed:
             pass  # the bot closed; whether it answered before is found where its response is read
 
-    async def _await_permission(self) -> None:
+    async def _await_permission(self, may_send: asyncio.Event) -> None:
         try:
             async with asyncio.timeout(CONTINUE_PATIENCE):
-                await self._may_send.wait()
+                await may_send.wait()
         except TimeoutError:
             self.on_continue()
 

@@ -12,6 +12,7 @@ import socket
 from math import inf
 
 from botproxy.net.deadlines import Deadlines
+from botproxy.net.poller import poller_of
 
 
 class Readiness:
@@ -25,6 +26,7 @@ class Readiness:
         self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines, deadline: float
     ) -> None:
         self._loop = loop
+        self._poller = poller_of(loop)
         self._deadlines = deadlines
         self._deadline = deadline
         self._fd = sock.fileno()
@@ -45,14 +47,14 @@ class Readiness:
         """Raises TimeoutError at the deadline."""
         if not self._reading:
             self._reading = True
-            self._loop.add_reader(self._fd, self._wake_reader)
+            self._poller.add_reader(self._fd, self._wake_reader)
         await self._wait()
 
     async def writable(self) -> None:
         """Raises TimeoutError at the deadline."""
         self._remove_reader()
         self._writing = True
-        self._loop.add_writer(self._fd, self._wake_writer)
+        self._poller.add_writer(self._fd, self._wake_writer)
         await self._wait()
 
     def check(self, now: float) -> None:
@@ -85,9 +87,9 @@ class Readiness:
     def _remove_reader(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._fd)
+            self._poller.remove_reader(self._fd, self._wake_reader)
 
     def _remove_writer(self) -> None:
         if self._writing:
             self._writing = False
-            self._loop.remove_writer(self._fd)
+            self._poller.remove_writer(self._fd, self._wake_writer)

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import select
 import socket
 from collections.abc import Callable
 from math import inf
 
 from botproxy.net.deadlines import Deadlines
+from botproxy.net.poller import poller_of
 
 READ_SIZE = 24 * 1024
 READ_LIMIT = 16 * 1024
@@ -60,6 +60,7 @@ class SocketStream:
         self.received = 0
         self.sent = 0
         self._loop = loop
+        self._poller = poller_of(loop)
         self._deadlines = deadlines
         self._fd = sock.fileno()
         self._inbox: bytes = b""
@@ -144,12 +145,12 @@ class SocketStream:
     def _resume(self) -> None:
         if not self._reading and not self._closed and not self.ended:
             self._reading = True
-            self._loop.add_reader(self._fd, self._on_readable)
+            self._poller.add_reader(self._fd, self._on_readable)
 
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._fd)
+            self._poller.remove_reader(self._fd, self._on_readable)
 
     def _on_readable(self) -> None:
         try:
@@ -172,8 +173,6 @@ class SocketStream:
                 self._reader.set_result(None)
         elif len(self._inbox) >= READ_LIMIT:
             self._pause()
-        if code := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._break(OSError(code, os.strerror(code)))
 
     def _end(self) -> None:
         self.ended = True
@@ -260,13 +259,13 @@ class SocketStream:
     def _start_writing(self) -> None:
         if not self._writing:
             self._writing = True
-            self._loop.add_writer(self._fd, self._on_writable)
+            self._poller.add_writer(self._fd, self._on_writable)
 
     def _stop_writing(self) -> None:
         self._write_deadline = inf
         if self._writing:
             self._writing = False
-            self._loop.remove_writer(self._fd)
+            self._poller.remove_writer(self._fd, self._on_writable)
 
     def _on_writable(self) -> None:
         try:
@@ -360,8 +359,9 @@ class SocketStream:
         if self._closed:
             return
         self._closed = True
-        self._pause()
-        self._stop_writing()
+        self._reading = self._writing = False
+        self._write_deadline = inf
+        self._poller.forget(self._fd)
         self._deadlines.forget(self)
         self.on_lost = self.on_expired = None
         for waiter in (self._reader, self._drainer):

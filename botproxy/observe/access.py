@@ -24,16 +24,16 @@ def line(record: Record, now_wall: float) -> bytes:
     """The line of a request. `now_wall`: seconds since the epoch."""
     client = record.client
     peer = record.peer.address
-    parts = [f'{{"time":"{timestamp(now_wall)}","id":{_text(record.id)},"client":{_text(client)}']
+    parts = [f'{{"time":"{timestamp(now_wall)}","id":{_text(record.id)},"client":{_name(client)}']
     if client != peer:
-        parts.append(f',"peer":{_text(peer)}')
+        parts.append(f',"peer":{_name(peer)}')
     parts.append(
-        f',"method":{_text(record.method.decode("latin-1"))},"path":"{masked_path(record.target)}"'
+        f',"method":{_name(record.method.decode("latin-1"))},"path":"{masked_path(record.target)}"'
         f',"status":{record.status},"bytes_in":{record.bytes_in},"bytes_out":{record.bytes_out}'
     )
     if record.route:
         parts.append(
-            f',"route":{_text(record.route)},"upstream":{_text(record.upstream)}'
+            f',"route":{_name(record.route)},"upstream":{_name(record.upstream)}'
             f',"reused":{"true" if record.reused else "false"}'
             f',"hold_ms":{record.hold * 1e3:.1f},"upstream_ms":{record.upstream_seconds * 1e3:.1f}'
         )
@@ -96,6 +96,12 @@ def _unusual(record: Record) -> str:
 @lru_cache(maxsize=4)
 def _second(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+@lru_cache(maxsize=1024)
+def _name(value: str) -> str:
+    """`_text` of what comes again and again."""
+    return _text(value)
 
 
 def _text(value: str) -> str:

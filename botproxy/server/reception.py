@@ -26,6 +26,7 @@ from botproxy.http.h1 import Application, ClientConnection
 from botproxy.model import Peer, Record, TlsInfo
 from botproxy.net import proxy_protocol
 from botproxy.net.deadlines import Deadlines
+from botproxy.net.poller import poller_of
 from botproxy.net.readiness import Readiness
 from botproxy.net.stream import SocketStream
 from botproxy.policy import refusals
@@ -68,6 +69,7 @@ class Reception:
         log_handshake: Callable[[str, tls.HandshakeFailed, float], None],
     ) -> None:
         """`applications`: behind TLS listeners, behind plain ones."""
+        poller_of(loop)  # made now: later there may be no descriptor left for it
         self._seat = seat
         self._loop = loop
         self._deadlines = deadlines
@@ -108,7 +110,19 @@ class Reception:
             self._listeners.append(listener)
             if bound.tls:
                 self._tls_listeners.append(listener)
+            self._prepare(bound.sock)
             listener.start()
+
+    def _prepare(self, sock: socket.socket) -> None:
+        """What every accepted socket inherits, which spares four system calls for each."""
+        if sock.family == socket.AF_UNIX:
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # A network that is gone takes nothing and says nothing (RFC 5482).
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._timeouts.write * 1000))
+        # Else the kernel takes megabytes for a client that does not read, all of them encrypted by us.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
 
     def _arrive(self, bound: Bound, sock: socket.socket, address: Any) -> None:
         task = self._loop.create_task(self._serve(bound, sock, address))
@@ -161,14 +175,6 @@ class Reception:
     async def _secure(
         self, bound: Bound, sock: socket.socket, peer: Peer
     ) -> tuple[SocketStream, TlsInfo | None]:
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            # A network that is gone takes nothing and says nothing (RFC 5482).
-            patience = int(self._timeouts.write * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
-            # Else the kernel takes megabytes for a client that does not read, all of them encrypted by us.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         if bound.tls:
             return await self._shake(sock, peer)
         return SocketStream(sock, self._loop, self._deadlines), None

@@ -119,7 +119,7 @@ class TlsStream(SocketStream):
         if self._pending_error is not None:
             raise self._pending_error
         try:
-            data = self.sock.recv(READ_SIZE)
+            data = self.sock.read(READ_SIZE)
             if len(data) < _BULK:
                 return data
         except ssl.SSLWantReadError:
@@ -140,7 +140,7 @@ class TlsStream(SocketStream):
         size = len(first)
         try:
             while size < READ_SIZE - _MAX_RECORD:
-                parts.append(self.sock.recv(_MAX_RECORD))
+                parts.append(self.sock.read(_MAX_RECORD))
                 size += len(parts[-1])
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
             pass  # an end of stream is reported again by the next read
@@ -154,7 +154,7 @@ class TlsStream(SocketStream):
         with memoryview(data) as view:
             try:
                 while total < size:  # OpenSSL takes one record at a time
-                    total += self.sock.send(view[total:] if total else view)
+                    total += self.sock.write(view[total:] if total else view)
             except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 pass
         return total
@@ -186,11 +186,11 @@ async def accept(
             assert isinstance(tls, AcceptedSocket)
             tls.foreign_protocols = foreign
             await _shake(tls, readiness)
+            return TlsStream(tls, loop, deadlines)  # takes the place of the one that waited
     except BaseException:
         if tls is not None:  # the socket is no longer the caller's
             tls.close()
         raise
-    return TlsStream(tls, loop, deadlines)
 
 
 async def connect(
@@ -211,10 +211,10 @@ async def connect(
     try:
         with Readiness(tls, loop, deadlines, deadline) as readiness:
             await _shake(tls, readiness)
+            return TlsStream(tls, loop, deadlines)
     except BaseException:
         tls.close()
         raise
-    return TlsStream(tls, loop, deadlines)
 
 
 def alert_name(error: ssl.SSLError) -> str | None:

@@ -69,7 +69,7 @@ class Dialer:
                 failure = error
                 continue
             try:
-                await self._connect(sock, address, deadline)
+                await self._connect(sock, family, address, deadline)
                 return await self._wrap(sock, deadline)
             except TimeoutError:
                 sock.close()
@@ -84,8 +84,8 @@ class Dialer:
         self._resolved = []
         raise errors.ConnectFailed(_reason(failure)) from failure
 
-    async def _connect(self, sock: socket.socket, address: Any, deadline: float) -> None:
-        if sock.family != socket.AF_UNIX:
+    async def _connect(self, sock: socket.socket, family: int, address: Any, deadline: float) -> None:
+        if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
