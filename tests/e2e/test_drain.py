@@ -78,8 +78,11 @@ def test_sigquit_is_as_gentle_and_sigusr1_ends_nothing(
         with front.connect(trust) as busy:
             busy.send(get())
             assert gate.arrived.acquire(timeout=5)
-            front.process.send_signal(signal.SIGUSR1)
+            before = front.children()
+            for pid in (*before, front.process.pid):
+                os.kill(pid, signal.SIGUSR1)
             front.log.wait_for(lambda line: "SIGUSR1 is for bots" in line)
+            assert front.children() == before
             front.process.send_signal(signal.SIGQUIT)
             front.log.wait_for(lambda line: "stopping" in line)
             gate.open.set()
