@@ -61,7 +61,9 @@ def copy_base(base: str, place: Path) -> Path:
         (*GIT, "archive", base, PACKAGE), cwd=ROOT, capture_output=True, check=True
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(directory, filter="data")
+        # Before Python 3.11.4 there is no filter; what git packs is ours.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(directory)
     return _compiled(directory)
 
 

@@ -16,6 +16,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -72,6 +73,8 @@ class Service:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._asked: set[asyncio.Task[None]] = set()
+        self._silent: set[asyncio.StreamWriter] = set()
+        """Connections on which nothing was asked yet."""
 
     async def begin(self, sock: socket.socket) -> None:
         # Not start_unix_server, which since Python 3.13 removes the path when it ends.
@@ -80,6 +83,8 @@ class Service:
     async def close(self) -> None:
         """Take no more questions; those that were asked get their answers."""
         self._server.close()
+        for writer in self._silent:
+            writer.close()
         if self._asked:
             await asyncio.wait(self._asked, timeout=DEADLINE)
 
@@ -88,14 +93,16 @@ class Service:
         assert task is not None
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
+        self._silent.add(writer)
         try:
-            if data := await _exchange(reader, self._answer):
+            if data := await _exchange(reader, self._answer, partial(self._silent.discard, writer)):
                 writer.write(data)
                 async with asyncio.timeout(DEADLINE):
                     await writer.drain()
         except (TimeoutError, OSError):
             pass  # a client that is slow or gone gets nothing
         finally:
+            self._silent.discard(writer)
             writer.close()
 
 
@@ -109,8 +116,8 @@ async def serve(sock: socket.socket, answer: Answer) -> Service:
 # Private
 
 
-async def _exchange(reader: asyncio.StreamReader, answer: Answer) -> bytes:
-    """The bytes to answer with; none when the client left without a request."""
+async def _exchange(reader: asyncio.StreamReader, answer: Answer, asked: Callable[[], None]) -> bytes:
+    """The bytes to answer with; none when the client left without a request. `asked` is called in between."""
     connection = h11.Connection(h11.SERVER)
     body: dict[str, Any]
     head = False
@@ -121,6 +128,7 @@ async def _exchange(reader: asyncio.StreamReader, answer: Answer) -> bytes:
                 data = await reader.read(MAX_HEAD)
                 received += len(data)
                 connection.receive_data(data)
+        asked()
         if received > MAX_HEAD:  # h11 limits only heads that it has not got whole
             status, body = 431, {"error": "the request head is too large"}
         elif isinstance(event, h11.Request):

@@ -191,6 +191,7 @@ class _Keeper:
         try:
             await self._retiring.wait()
         finally:
+            self._superior.retire()
             if service is not None:
                 await service.close()
         self._over.set()

@@ -108,12 +108,13 @@ class Superior:
                 if not _answer(self._changes, message):
                     self._heard(message)
             case link.Retire():
-                self._retire()
+                self.retire()
                 self._heard(message)
             case _:
                 self._heard(message)
 
-    def _retire(self) -> None:
+    def retire(self) -> None:
+        """Whoever waits for an answer, or asks from now on, is told to ask another keeper."""
         self._retired = True
         unanswered: list[asyncio.Future[Any]] = [*self._rotations, *self._changes]
         for done in unanswered:

@@ -171,6 +171,34 @@ def test_a_silent_client_is_dropped_at_the_deadline(path: Path, monkeypatch: pyt
     assert ask(path, b"GET /-/live HTTP/1.1\r\n")[0] == 0
 
 
+def test_an_end_waits_for_answers_and_not_for_questions(path: Path):
+    async def story() -> bytes:
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def slow(*_: object) -> tuple[int, dict[str, Any]]:
+            asked.set()
+            await answered.wait()
+            return 200, {"said": "late"}
+
+        server = await admin.serve(admin.bind(path), slow)
+        silent, idle = await asyncio.open_unix_connection(str(path))
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(get("/-/ready"))
+        await asyncio.wait_for(asked.wait(), 10)
+        closing = asyncio.ensure_future(server.close())
+        # Well before the deadline of a question.
+        assert await asyncio.wait_for(silent.read(), admin.DEADLINE / 2) == b""
+        assert not closing.done()
+        answered.set()
+        data = await asyncio.wait_for(reader.read(), 10)
+        await closing
+        idle.close()
+        writer.close()
+        return data
+
+    assert b'"late"' in asyncio.run(story())
+
+
 def test_only_the_owner_may_connect(path: Path):
     with admin.bind(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
