@@ -44,7 +44,6 @@ _HOST_LIMIT = 255 + len(":65535")
 _STEERING = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"}
 )
-_SECRET = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie"})
 _NONE: dict[bytes, list[bytes]] = {}
 
 
@@ -318,30 +317,15 @@ def _split(
     if len(lines) > limit:
         raise error("too many fields")
     for line in lines:
-        field = _known_lines.get(line) or _field(line)
-        fields.append(field)
-        if field[0] in _STEERING:
+        name, _, value = line.partition(b":")
+        lower = name.lower()
+        value = value.strip(b" \t")
+        fields.append((lower, name, value))
+        if lower in _STEERING:
             if steering is _NONE:
                 steering = {}
-            steering.setdefault(field[0], []).append(field[2])
+            steering.setdefault(lower, []).append(value)
     return fields, steering
-
-
-_known_lines: dict[bytes, Field] = {}
-"""Lines seen lately: most are the same in every message of a client, of a bot, or of all of them."""
-_KNOWN_LINES = 512
-_KNOWN_LINE_LENGTH = 80
-"""Longer ones, tokens and cookies among them, are not kept; nor do many of them fill the memory."""
-
-
-def _field(line: bytes) -> Field:
-    name, _, value = line.partition(b":")
-    field = (name.lower(), name, value.strip(b" \t"))
-    if len(line) <= _KNOWN_LINE_LENGTH and field[0] not in _SECRET:
-        if len(_known_lines) >= _KNOWN_LINES:
-            _known_lines.clear()
-        _known_lines[line] = field
-    return field
 
 
 def _collect(items: list[tuple[bytes, bytes]]) -> tuple[list[Field], dict[bytes, list[bytes]]]:

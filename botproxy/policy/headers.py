@@ -149,15 +149,7 @@ class TowardBot:
 
 def new_request_id() -> str:
     """16 hex digits that nobody can guess."""
-    if not _unused_ids:
-        random = os.urandom(8 * 64).hex()
-        _unused_ids.extend(random[at : at + 16] for at in range(0, len(random), 16))
-    return _unused_ids.pop()
-
-
-_unused_ids: list[str] = []
-"""From the kernel 64 at a time: one call costs as much as the rest of a block's lines."""
-os.register_at_fork(after_in_child=_unused_ids.clear)  # two processes must not give the same id
+    return os.urandom(8).hex()
 
 
 def _is_ours(lower: bytes) -> bool:
