@@ -136,6 +136,7 @@ class Authority:
         """A client that trusts the root above this CA and nothing else."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(cadata=pem(self.root or self.certificate).decode())
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # set by some builds of Python
         return context
 
 

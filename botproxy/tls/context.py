@@ -179,6 +179,7 @@ def _policy(context: ssl.SSLContext) -> ssl.SSLContext:
     context.set_ciphers(CIPHERS)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # set by some builds: what is cut off is not whole
     return context
 
 

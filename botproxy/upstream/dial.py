@@ -159,6 +159,7 @@ def _verification(upstream: Upstream) -> ssl.SSLContext:
         raise OSError(errno.EINVAL, "it is no regular file")  # the supervisor waits for no pipe
     context = ssl.create_default_context(cafile=upstream.ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # set by some builds: what is cut off is not whole
     context.set_alpn_protocols(["http/1.1"])
     return context
 
