@@ -47,7 +47,7 @@ class Wire:
         while mark not in self.buffer:
             try:
                 more = self.sock.recv(65536)
-            except (ConnectionError, ssl.SSLEOFError):
+            except (ConnectionError, ssl.SSLError):
                 more = b""
             if not more:
                 data, self.buffer = self.buffer, b""
@@ -62,7 +62,7 @@ class Wire:
         while len(self.buffer) < size:
             try:
                 more = self.sock.recv(65536)
-            except (ConnectionError, ssl.SSLEOFError):
+            except (ConnectionError, ssl.SSLError):
                 more = b""
             if not more:
                 break
@@ -80,7 +80,7 @@ class Wire:
     def read_some_or_end(self) -> bytes:
         try:
             return self.sock.recv(65536)
-        except (ConnectionError, ssl.SSLEOFError):
+        except (ConnectionError, ssl.SSLError):
             return b""
 
     def read_to_end(self) -> tuple[bytes, bool]:
@@ -89,7 +89,7 @@ class Wire:
             while more := self.sock.recv(65536):
                 self.buffer += more
             in_order = True
-        except (ConnectionError, ssl.SSLEOFError):
+        except (ConnectionError, ssl.SSLError):  # Python before 3.11.4 has no name for an end without a word
             in_order = False
         data, self.buffer = self.buffer, b""
         return data, in_order
@@ -103,7 +103,7 @@ class Wire:
             self.buffer += self.sock.recv(65536)
         except TimeoutError:
             return False
-        except (ConnectionError, ssl.SSLEOFError):
+        except (ConnectionError, ssl.SSLError):
             pass  # it ended
         finally:
             self.sock.settimeout(PATIENCE)

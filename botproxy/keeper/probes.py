@@ -24,6 +24,7 @@ from botproxy.keeper.workers import Workers
 from botproxy.tls.certificates import Certificate
 from botproxy.tls.context import CertificateSet
 from botproxy.tls.proof import askable, client, client_of_type, fingerprint, is_askable
+from botproxy.tls.stream import is_broken_off
 
 PATIENCE = 5.0
 """Seconds for all probes of one question."""
@@ -172,9 +173,9 @@ def _shake(endpoint: Endpoint, question: Question, sock: socket.socket) -> str |
             sock.sendall(NO_PEER_KNOWN)
         with question.context.wrap_socket(sock, server_hostname=question.name) as tls:
             return fingerprint(tls)
-    except (ssl.SSLEOFError, ssl.SSLSyscallError):
-        return None
     except ssl.SSLError as error:
+        if is_broken_off(error):
+            return None
         return (error.reason or "tls_error").lower()
     except OSError:
         return None

@@ -135,6 +135,7 @@ def askable(host: str) -> str:
 def client(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     """A client of one version, or of every one, that takes any certificate."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # set by some builds of Python
     made.check_hostname = False
     # What clients think of the chain is said by `tls.rules`, and by `distrust`.
     made.verify_mode = ssl.CERT_NONE

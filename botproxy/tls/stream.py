@@ -268,12 +268,18 @@ async def _shake(tls: ssl.SSLSocket, readiness: Readiness) -> None:
             raise _failure(error, tls) from error
 
 
+def is_broken_off(error: ssl.SSLError) -> bool:
+    """Whether the connection ended without a word; Python before 3.11.4 has no exception for that."""
+    is_so = isinstance(error, ssl.SSLEOFError | ssl.SSLSyscallError)
+    return is_so or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+
+
 def _failure(error: ssl.SSLError, tls: ssl.SSLSocket) -> HandshakeFailed:
     sni = getattr(tls, "sni", None)
     if alert := alert_name(error):
         return HandshakeFailed("refused_by_peer", alert=alert, sni=sni)
     if isinstance(error, ssl.SSLCertVerificationError):
         return HandshakeFailed("certificate_not_trusted")
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLSyscallError):
+    if is_broken_off(error):
         return HandshakeFailed("broken_off", sni=sni)
     return HandshakeFailed((error.reason or "tls_error").lower(), sni=sni)

@@ -130,7 +130,8 @@ def test_the_keeper_may_be_killed_at_any_step(
             break
         steps.append(killed[0])
     assert len(steps) > 5
-    assert {"killed before open", "killed before socket.sendmsg"} <= set(steps)
+    assert "killed before open" in steps
+    assert any("socket" in step for step in steps)
 
 
 def test_a_worker_that_does_not_answer_is_replaced_and_the_renewal_goes_on(

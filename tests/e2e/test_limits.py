@@ -184,7 +184,7 @@ def is_served(front: Proxied, trust: ssl.SSLContext, address: str = "127.0.0.1")
     sock = socket.create_connection((address, front.port), timeout=10)
     try:
         client = Wire(trust.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False))
-    except (ConnectionError, ssl.SSLEOFError):
+    except (ConnectionError, ssl.SSLError):
         sock.close()
         return None
     if client.request(get()).status == 200:
