@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
@@ -31,7 +32,11 @@ class Chosen:
 @pytest.fixture(scope="module")
 def listener(ca: Authority) -> ssl.SSLContext:
     issued = ca.issue("localhost")
-    served = Chosen(certificate_context([sealed_memfd(issued.chain_pem + issued.key_pem)]))
+    pem = sealed_memfd(issued.chain_pem + issued.key_pem)
+    try:
+        served = Chosen(certificate_context([pem]))
+    finally:
+        os.close(pem)
     context = listener_context(Tls())
     tls.install(context, lambda _: served)
     return context
