@@ -86,11 +86,11 @@ def assemble(config: Config, listening: Listening, seats: Seats, before: Team | 
     arrangement = listening.arrange(config.listen, config.plain_listen, slots_of(config))
     census = Census(seats, _connections(config), config.limits.connections_per_address)
     limiter = SharedLimiter(config.limits.rate, [route.rate for route in config.routes])
-    if before is None or config.tls.min_version != before.config.tls.min_version:
-        return Team(config, account, listener_context(config.tls), arrangement, verified, census, limiter)
-    return Team(
-        config, account, before.context, arrangement, verified, census, limiter, keys_made=before.keys_made
-    )
+    if before is not None and before.config.tls.min_version == config.tls.min_version:
+        context, made = before.context, before.keys_made
+    else:
+        context, made = listener_context(config.tls), time.monotonic()
+    return Team(config, account, context, arrangement, verified, census, limiter, keys_made=made)
 
 
 def check_change(old: Config, new: Config) -> None:
