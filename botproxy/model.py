@@ -1,20 +1,13 @@
 """The values that travel: heads, addresses, what TLS agreed on, the record of a request.
 
-Wire bytes stay `bytes`. A field is (name in lower case, name as sent, value), so
-that policies compare without converting and the bot sees the sender's spelling.
-Nothing here does I/O or decides anything.
+Wire bytes stay `bytes`. Nothing here does I/O or decides anything.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-Field = tuple[bytes, bytes, bytes]
-"""(lower-case name, name as sent, value without surrounding whitespace)."""
-
-
-def make_field(name: bytes, value: bytes) -> Field:
-    return (name.lower(), name, value)
+from botproxy.fields import Fields
 
 
 @dataclass(slots=True)
@@ -26,7 +19,7 @@ class RequestHead:
     """Origin-form as received (path and query, byte for byte), or `*`."""
     minor: int
     """HTTP/1.x."""
-    fields: list[Field]
+    fields: Fields
     authority: bytes
     """The Host field as received, or the authority of an absolute-form target; may be empty in 1.0."""
     host: str
@@ -51,7 +44,7 @@ class ResponseHead:
 
     status: int
     minor: int
-    fields: list[Field]
+    fields: Fields
     content_length: int | None
     chunked: bool
     keep_alive: bool
@@ -85,32 +78,43 @@ class TlsInfo:
     """Whether the certificate served is one that HSTS may be promised for."""
 
 
-@dataclass(slots=True)
 class Record:
-    """What happened to one request; filled along the way, logged once."""
+    """What happened to one request; filled along the way, logged once.
 
-    id: str
-    peer: Peer
-    client: str
-    """Address of the real client, behind trusted proxies."""
-    started: float
-    """Monotonic seconds, at the first byte of the head."""
-    tls: TlsInfo | None = None
-    first_on_connection: bool = False
-    method: bytes = b""
-    target: bytes = b""
-    status: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    route: str = ""
-    upstream: str = ""
-    reused: bool = False
-    hold: float = 0.0
+    Most of it is as it stands here, and not set for each request anew.
+    """
+
+    method = b""
+    target = b""
+    status = 0
+    bytes_in = 0
+    bytes_out = 0
+    route = ""
+    upstream = ""
+    reused = False
+    hold = 0.0
     """Seconds waited for the bot to accept."""
-    upstream_seconds: float = 0.0
+    upstream_seconds = 0.0
     """From the request's first byte to the bot to the head of its response."""
-    total: float = 0.0
+    total = 0.0
     error: str | None = None
     detail: str | None = None
-    tunnel: bool = False
-    notes: list[str] = field(default_factory=list)
+    tunnel = False
+
+    def __init__(
+        self,
+        id: str,
+        peer: Peer,
+        client: str,
+        started: float,
+        tls: TlsInfo | None = None,
+        first_on_connection: bool = False,
+    ) -> None:
+        """`client`: address of the real one, behind trusted proxies. `started`: monotonic seconds, at the
+        first byte of the head."""
+        self.id = id
+        self.peer = peer
+        self.client = client
+        self.started = started
+        self.tls = tls
+        self.first_on_connection = first_on_connection

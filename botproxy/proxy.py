@@ -22,12 +22,13 @@ from typing import Protocol
 
 from botproxy import errors
 from botproxy.config.schema import Config
+from botproxy.fields import Fields
 from botproxy.http.body import LAST_CHUNK, chunk
 from botproxy.http.dates import http_date
 from botproxy.http.exchange import Exchange
 from botproxy.http.h1 import Kept
 from botproxy.http.tunnel import Tunnel
-from botproxy.model import Field, Record, RequestHead, ResponseHead
+from botproxy.model import Record, RequestHead, ResponseHead
 from botproxy.net.deadlines import Deadlines
 from botproxy.net.stream import StreamClosed, StreamTimeout
 from botproxy.policy import refusals
@@ -86,7 +87,9 @@ class Proxy:
     ) -> None:
         """`verifications`: as `upstream.dial.verifications` made them."""
         self._loop = loop
-        self._timeouts = config.timeouts
+        timeouts = config.timeouts
+        self._write_patience, self._tunnel_patience = timeouts.write, timeouts.tunnel
+        self._response_patience, self._idle_patience = timeouts.response or inf, timeouts.idle or inf
         self._trusted = config.trusted_proxies
         self._limiter = limiter
         self._record = record
@@ -101,14 +104,16 @@ class Proxy:
         """Answer `exchange`. `kept` holds the client's own connections to bots."""
         head, record = exchange.head, exchange.record
         assert head is not None
+        peer = record.peer
         try:
-            record.client = client_address(exchange.peer, head.fields, self._trusted)
-            record.id = self._toward_bot.request_id(exchange.peer, head.fields)
+            if peer.trusted:
+                record.client = client_address(peer, head.fields, self._trusted)
+            record.id = self._toward_bot.request_id(peer, head.fields)
             route = self._routes.match(head.host, head.target)
             record.route, record.upstream = route.name, route.upstream
             self._limiter.admit(record.client, route.index)
             exchange.admit_body()
-            fields = self._toward_bot(head, exchange.peer, record.client, b"https", record.id)
+            fields = self._toward_bot.block(head, peer, record.client, b"https", record.id)
             await self._forward(exchange, self._bots[route.upstream], fields, kept)
         except errors.ProxyError as error:
             self._fail(exchange, error)
@@ -161,7 +166,7 @@ class Proxy:
             stream = await bot.hold.connect()
         finally:
             record.hold = monotonic() - started
-        return UpstreamConnection(stream, bot.name, self._timeouts.write)
+        return UpstreamConnection(stream, bot.name, self._write_patience)
 
     async def _converse(
         self,
@@ -172,28 +177,52 @@ class Proxy:
         kept: dict[str, Kept],
     ) -> None:
         """One request and its response on `connection`, which is kept, closed or reset at the end."""
-        exchange.record.reused = connection.reused
-        upload = _Upload(exchange, connection, self._loop, self._timeouts.response or inf)
+        head, record = exchange.head, exchange.record
+        assert head is not None
+        record.reused = connection.reused
+        upload = None
+        started = monotonic()
         try:
-            upload.start(self._request_head(exchange, fields, keep=bot.pool.keeps))
-            response = await self._response_head(exchange, connection, upload)
+            upload = self._send(exchange, connection, self._request_head(head, fields, keep=bot.pool.keeps))
+            if upload is None:
+                deadline = self._loop.time() + self._response_patience
+                response = await connection.read_head(head.method, exchange.send_continue, lambda: deadline)
+            else:
+                response = await connection.read_head(
+                    head.method, upload.on_continue, upload.response_deadline
+                )
+            record.upstream_seconds = monotonic() - started
             if response.status == 101:
+                _check_switch(head, response)
                 await self._tunnel(exchange, connection, response)
             else:
                 await self._respond(exchange, connection, response, upload)
         except BaseException:
+            record.upstream_seconds = record.upstream_seconds or monotonic() - started
             connection.abort()
             raise
         finally:
-            await upload.stop()
-        if exchange.head is not None and exchange.head.websocket_key is not None:
+            if upload is not None:
+                await upload.stop()
+        if head.websocket_key is not None:
             connection.shut()  # asked to switch, the bot alone knows what it takes the next bytes for
         else:
             bot.pool.give_back(connection, kept)
 
-    def _request_head(self, exchange: Exchange, fields: bytes, *, keep: bool) -> bytes:
+    def _send(self, exchange: Exchange, connection: UpstreamConnection, raw_head: bytes) -> _Upload | None:
+        """Send the head and what of the body has arrived; the rest of the body goes beside the response."""
         head = exchange.head
         assert head is not None
+        connection.begin()
+        if exchange.body_complete:
+            connection.stream.write(raw_head)
+            connection.request_sent = True
+            return None
+        upload = _Upload(exchange, connection, self._loop, self._response_patience)
+        upload.start(raw_head)
+        return upload
+
+    def _request_head(self, head: RequestHead, fields: bytes, *, keep: bool) -> bytes:
         framing = b"" if keep or head.websocket_key else b"Connection: close\r\n"
         if head.chunked:
             framing += b"Transfer-Encoding: chunked\r\n"
@@ -203,46 +232,39 @@ class Proxy:
 
     # From the bot
 
-    async def _response_head(
-        self, exchange: Exchange, connection: UpstreamConnection, upload: _Upload
-    ) -> ResponseHead:
-        head, record = exchange.head, exchange.record
-        assert head is not None
-        started = monotonic()
-        try:
-            response = await connection.read_head(head.method, upload.on_continue, upload.response_deadline)
-        finally:
-            record.upstream_seconds = monotonic() - started
-        if response.status == 101:
-            _check_switch(head, response)
-        return response
-
     async def _respond(
-        self, exchange: Exchange, connection: UpstreamConnection, response: ResponseHead, upload: _Upload
+        self,
+        exchange: Exchange,
+        connection: UpstreamConnection,
+        response: ResponseHead,
+        upload: _Upload | None,
     ) -> None:
         exchange.send_head(response.status, self._fields(exchange, response.fields), response.content_length)
-        if not connection.body_complete and not connection.has_arrived:
-            exchange.flush()
-        idle = self._timeouts.idle or inf
-        while data := await connection.read_body(self._loop.time() + idle):
-            upload.check()
-            exchange.send_body(data)
+        if not connection.body_complete:
+            exchange.send_body(connection.take_body())
             if not connection.body_complete:
-                await exchange.drain()
+                await self._stream_body(exchange, connection, upload)
         exchange.finish()
-        await exchange.drain()
+        if not exchange.is_sent:
+            await exchange.drain()
 
-    def _fields(self, exchange: Exchange, fields: list[Field], *, switching: bool = False) -> bytes:
+    async def _stream_body(
+        self, exchange: Exchange, connection: UpstreamConnection, upload: _Upload | None
+    ) -> None:
+        """What of the response body is still to come."""
+        while not connection.body_complete:
+            await exchange.drain()
+            data = await connection.read_body(self._loop.time() + self._idle_patience)
+            if upload is not None:
+                upload.check()
+            exchange.send_body(data)
+
+    def _fields(self, exchange: Exchange, fields: Fields, switching: bool = False) -> bytes:
         """Response fields as the client shall see them."""
-        tls, head = exchange.tls, exchange.head
+        tls, head = exchange.record.tls, exchange.head
         named = tls.sni if tls is not None else None  # all that is known of a client whose head was refused
-        return self._toward_client(
-            fields,
-            tls_hsts=tls is not None and tls.hsts,
-            host=head.host if head is not None else (named or "").lower(),
-            switching=switching,
-            date=http_date(),
-        )
+        host = head.host if head is not None else (named or "").lower()
+        return self._toward_client.block(fields, tls is not None and tls.hsts, host, http_date(), switching)
 
     async def _tunnel(
         self, exchange: Exchange, connection: UpstreamConnection, response: ResponseHead
@@ -252,7 +274,7 @@ class Proxy:
         record = exchange.record
         record.tunnel = True
         exchange.stream.on_lost = None
-        tunnel = Tunnel(exchange.stream, connection.stream, self._timeouts.tunnel)
+        tunnel = Tunnel(exchange.stream, connection.stream, self._tunnel_patience)
         try:
             if not await tunnel.run():
                 record.detail = "tunnel cut or silent"
@@ -285,7 +307,7 @@ class Proxy:
 
 
 class _Upload:
-    """The request on its way to the bot, beside the response on its way back."""
+    """A request body on its way to the bot, beside the response on its way back."""
 
     def __init__(
         self,
@@ -306,16 +328,15 @@ class _Upload:
 
     def start(self, head: bytes) -> None:
         """Send the head and what of the body has arrived; the rest follows in a task of its own."""
-        exchange, connection = self._exchange, self._connection
+        exchange, stream = self._exchange, self._connection.stream
         assert exchange.head is not None
-        connection.begin()
         chunked = exchange.head.chunked
         if exchange.head.expects_continue:
             self._may_send = asyncio.Event()
-            connection.stream.write(head)
+            stream.write(head)
         else:
             body = exchange.take_body()
-            connection.stream.write(head + (chunk(body) if chunked else body) if body else head)
+            stream.write(head + (chunk(body) if chunked else body) if body else head)
         if exchange.body_complete:
             self._complete(chunked)
         else:
@@ -387,11 +408,7 @@ def _check_switch(head: RequestHead, response: ResponseHead) -> None:
     if head.websocket_key is None:
         raise errors.BadResponse("it switches protocols without being asked")
     accept = base64.b64encode(hashlib.sha1(head.websocket_key + _WEBSOCKET_GUID).digest())
-    if _values(response.fields, b"upgrade") != [b"websocket"]:
+    if [value.lower() for value in response.fields.values(b"upgrade")] != [b"websocket"]:
         raise errors.BadResponse("it switches to another protocol than WebSocket")
-    if _values(response.fields, b"sec-websocket-accept", lower=False) != [accept]:
+    if response.fields.values(b"sec-websocket-accept") != [accept]:
         raise errors.BadResponse("its Sec-WebSocket-Accept does not fit the key")
-
-
-def _values(fields: list[Field], name: bytes, *, lower: bool = True) -> list[bytes]:
-    return [value.lower() if lower else value for field, _, value in fields if field == name]

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "botproxy"
 LAYERS = [  # import only from rows above, or from your own folder
+    {"fields"},
     {"errors", "model", "reasons", "config.schema", "config.units", "config.values", "config.conflicts"},
     {"policy", "tls.certificates", "tls.rules", "tls.pem", "tls.lifetime", "tls.guard"},
     {"net"},
@@ -26,7 +27,7 @@ LAYERS = [  # import only from rows above, or from your own folder
     {"__main__"},
 ]
 PURE = (
-    *("errors", "model", "reasons", "policy", "http.head", "http.body", "net.proxy_protocol"),
+    *("errors", "fields", "model", "reasons", "policy", "http.head", "http.body", "net.proxy_protocol"),
     *("config.schema", "config.units", "config.values", "config.conflicts"),
     *("tls.certificates", "tls.rules", "tls.pem", "tls.hello", "tls.lifetime", "tls.guard"),
     *("keeper.states", "keeper.naming"),

@@ -22,23 +22,11 @@ from botproxy.policy.masking import masked_path
 ROUNDS, CALLS = 15, 5000
 WALL = 1_795_464_000.123
 TLS = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384", "bot.example.com", False, 0.004, True)
-RECORD = Record(
-    id="0f5c1d9a4be2",
-    peer=Peer("149.154.167.197", 50000, 443),
-    client="149.154.167.197",
-    started=0.0,
-    tls=TLS,
-    method=b"POST",
-    target=b"/bot123456:AAEhBOweik6ad9r_QXMENQjcrGbqCr4K-bc/update",
-    status=200,
-    bytes_in=2048,
-    bytes_out=17,
-    route="/",
-    upstream="bot",
-    reused=True,
-    upstream_seconds=0.0031,
-    total=0.0034,
-)
+RECORD = Record("0f5c1d9a4be2", Peer("149.154.167.197", 50000, 443), "149.154.167.197", 0.0, TLS, False)
+RECORD.method, RECORD.target = b"POST", b"/bot123456:AAEhBOweik6ad9r_QXMENQjcrGbqCr4K-bc/update"
+RECORD.status, RECORD.bytes_in, RECORD.bytes_out = 200, 2048, 17
+RECORD.route, RECORD.upstream, RECORD.reused = "/", "bot", True
+RECORD.upstream_seconds, RECORD.total = 0.0031, 0.0034
 
 
 def dumped(record: Record, wall: float) -> bytes:

@@ -56,9 +56,9 @@ def exchange() -> dict[str, Stage]:
         "client": lambda: client_address(PEER, request.fields, CONFIG.trusted_proxies),
         "request id": lambda: toward_bot.request_id(PEER, request.fields),
         "route": lambda: routes.match(request.host, request.target),
-        "request fields": lambda: toward_bot(request, PEER, PEER.address, b"https", "0123456789abcdef"),
+        "request fields": lambda: toward_bot.block(request, PEER, PEER.address, b"https", "0123456789abcdef"),
         "response head": lambda: parse_response(RESPONSE),
-        "response fields": lambda: toward_client(response.fields, tls_hsts=True, host=request.host),
+        "response fields": lambda: toward_client.block(response.fields, True, request.host, b""),
         "access line": lambda: access.line(record, WALL),
     }
 
@@ -83,23 +83,12 @@ def stages() -> dict[str, Stage]:
 
 def _record() -> Record:
     tls = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384", "bot.example.com", False, 0.004, True)
-    return Record(
-        id="0123456789abcdef",
-        peer=PEER,
-        client=PEER.address,
-        started=0.0,
-        tls=tls,
-        method=b"POST",
-        target=b"/telegram",
-        status=200,
-        bytes_in=len(BODY),
-        bytes_out=11,
-        route="bot.example.com/telegram",
-        upstream="bot",
-        reused=True,
-        upstream_seconds=0.0031,
-        total=0.0034,
-    )
+    record = Record("0123456789abcdef", PEER, PEER.address, 0.0, tls, False)
+    record.method, record.target, record.status = b"POST", b"/telegram", 200
+    record.bytes_in, record.bytes_out = len(BODY), 11
+    record.route, record.upstream, record.reused = "bot.example.com/telegram", "bot", True
+    record.upstream_seconds, record.total = 0.0031, 0.0034
+    return record
 
 
 def _handshake() -> Stage:

@@ -77,18 +77,16 @@ class LengthDecoder:
         self.done = length == 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        size = len(data)
-        if size < self._left:
-            self._left -= size
-            return data, b""
         left = self._left
-        self._left = 0
+        self._left = beyond = left - len(data)
+        if beyond > 0:
+            return data, b""
         self.done = True
-        return (data, b"") if size == left else (data[:left], data[left:])
+        return (data, b"") if not beyond else (data[:left], data[left:])
 
 
 class CloseDecoder:
-    """A response body that lasts until the connection ends; `done` is for the caller to see."""
+    """A response body that lasts until the connection ends, which the caller sees."""
 
     done = False
 

@@ -11,6 +11,7 @@ Before: `http.h1`. After: `proxy`.
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,47 +29,60 @@ HELD_LIMIT = 16 * 1024
 TINY_CHUNKS = 10_000
 """Chunks of an upload that may be as small as one byte; from there on they must be 16 bytes on average,
 because each costs us a hundred times what it costs its sender."""
+_WITHOUT_BODY = frozenset({*range(100, 200), 204, 304})  # RFC 9110 6.4.1
+_ACCEPT = re.compile(rb"^accept:([^\r\n]{0,1024})", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the configuration says about client connections."""
+    """What the configuration says about client connections: its keys of these names, close at hand."""
 
     head: HeadLimits
-    limits: Limits
-    timeouts: Timeouts
+    body: int
+    body_rate: float
+    requests_per_connection: int
+    connection_age: float
+    head_timeout: float
+    body_timeout: float
+    body_grace: float
+    keep_alive: float
+    write: float
 
     @classmethod
     def of(cls, limits: Limits, timeouts: Timeouts) -> Settings:
-        return cls(HeadLimits(limits.head, limits.fields, limits.request_line), limits, timeouts)
+        return cls(
+            HeadLimits(limits.head, limits.fields, limits.request_line),
+            limits.body,
+            limits.body_rate,
+            limits.requests_per_connection,
+            limits.connection_age,
+            timeouts.head,
+            timeouts.body,
+            timeouts.body_grace,
+            timeouts.keep_alive,
+            timeouts.write,
+        )
 
 
 class Exchange:
     """A request that has a head (None: it was refused), and its response."""
 
-    __slots__ = (
-        "_chunked",
-        "_continued",
-        "_counted",
-        "_decoder",
-        "_flushed",
-        "_held",
-        "_held_size",
-        "_in_grace",
-        "_loop",
-        "_may_keep",
-        "_settings",
-        "_waited",
-        "_without_body",
-        "accept",
-        "client_gone",
-        "finished",
-        "head",
-        "keep",
-        "record",
-        "responded",
-        "stream",
-    )
+    client_gone = False
+    """The client left; the task that serves it is being cancelled."""
+    responded = False
+    """The response head was given to `send_head`."""
+    finished = False
+    keep = False
+    """Whether the connection may carry another request; decided by `send_head`."""
+    # Most exchanges change little of this, so it stands here and is not set for each.
+    _waited = 0.0
+    _counted = 0
+    _in_grace = True
+    _continued = False
+    _held = b""
+    _flushed = False
+    _chunked = False
+    _without_body = False
 
     def __init__(
         self,
@@ -76,36 +90,19 @@ class Exchange:
         settings: Settings,
         loop: asyncio.AbstractEventLoop,
         head: RequestHead | None,
+        raw_head: bytes,
         record: Record,
-        accept: bytes,
-        *,
         may_keep: bool,
     ) -> None:
-        """`accept`: what the client can read, also of a head that was refused."""
+        """`raw_head`: what arrived of a head, also of one that was refused."""
         self.stream = stream
         self.head = head
         self.record = record
-        self.accept = accept
-        self.client_gone = False
-        """The client left; the task that serves it is being cancelled."""
-        self.responded = False
-        """The response head was given to `send_head`."""
-        self.finished = False
-        self.keep = False
-        """Whether the connection may carry another request; decided by `send_head`."""
         self._settings = settings
         self._loop = loop
+        self._raw_head = raw_head
         self._may_keep = may_keep and head is not None and head.keep_alive
-        self._decoder = _decoder(head)
-        self._waited = 0.0
-        self._counted = 0
-        self._in_grace = True
-        self._continued = False
-        self._held: list[bytes] = []
-        self._held_size = 0
-        self._flushed = False
-        self._chunked = False
-        self._without_body = False
+        self._decoder = _decoder(head) if head is not None and head.has_body else None
 
     @property
     def peer(self) -> Peer:
@@ -114,6 +111,13 @@ class Exchange:
     @property
     def tls(self) -> TlsInfo | None:
         return self.record.tls
+
+    @property
+    def accept(self) -> bytes:
+        """What the client can read: its Accept fields, of a refused head as far as its bytes show them."""
+        if self.head is None:
+            return b",".join(_ACCEPT.findall(self._raw_head))
+        return b",".join(self.head.fields.values(b"accept"))
 
     def close_after(self) -> None:
         """Let no other request follow on this connection; the response head says so if it can still."""
@@ -129,7 +133,7 @@ class Exchange:
     def admit_body(self) -> None:
         """Raises BodyTooLarge when the announced body is above the limit."""
         head = self.head
-        if head is not None and (head.content_length or 0) > self._settings.limits.body:
+        if head is not None and (head.content_length or 0) > self._settings.body:
             raise errors.BodyTooLarge
 
     def take_body(self) -> bytes:
@@ -142,12 +146,12 @@ class Exchange:
 
         Raises BodyTimeout when it stops or drips, BodyTooLarge, BadRequest, ClientGone.
         """
-        timeouts = self._settings.timeouts
+        settings = self._settings
         while not self.body_complete:
-            self._check_rate(timeouts.body_grace)
+            self._check_rate(settings.body_grace)
             began = self._loop.time()
             try:
-                data = await self.stream.read(began + timeouts.body)
+                data = await self.stream.read(began + settings.body_timeout)
             except StreamTimeout:
                 raise errors.BodyTimeout from None
             except StreamClosed:
@@ -170,7 +174,7 @@ class Exchange:
         received = self.record.bytes_in - self._counted
         if self._in_grace:
             self._in_grace = False
-        elif too_slow(received, self._waited, self._settings.limits.body_rate):
+        elif too_slow(received, self._waited, self._settings.body_rate):
             raise errors.BodyTimeout("the body arrives too slowly")
         self._counted, self._waited = self.record.bytes_in, 0.0
 
@@ -183,7 +187,7 @@ class Exchange:
         if rest:
             self.stream.unread(rest)
         self.record.bytes_in += len(content)
-        if self.record.bytes_in > self._settings.limits.body:
+        if self.record.bytes_in > self._settings.body:
             raise errors.BodyTooLarge
         return content
 
@@ -206,15 +210,14 @@ class Exchange:
         `length` is the body's, None when unknown: then it is chunked, or lasts until the connection
         ends for a client that speaks HTTP/1.0.
         """
-        head = self.head
+        head, record = self.head, self.record
         self.responded = True
-        self.record.status = status
+        record.status = status
         minor = 1 if head is None else head.minor
-        self._without_body = (
-            status < 200 or status in (204, 304) or (head is not None and head.method == b"HEAD")
-        )
+        if status in _WITHOUT_BODY or (head is not None and head.method == b"HEAD"):
+            self._without_body = True
         # An early refusal says that the connection ends; an early answer may still see the upload complete.
-        keep = self._may_keep and (self.body_complete or status < 400)
+        keep = self._may_keep and (status < 400 or self.body_complete)
         framing = b""
         if length is not None and status >= 200 and status != 204:
             framing = b"Content-Length: %d\r\n" % length
@@ -238,18 +241,21 @@ class Exchange:
             self._hold(chunk(data) if self._chunked else data)
 
     def _hold(self, data: bytes) -> None:
-        self._held.append(data)
-        self._held_size += len(data)
-        if self._held_size >= HELD_LIMIT:
+        self._held = held = self._held + data if self._held else data
+        if len(held) >= HELD_LIMIT:
             self.flush()
 
     def flush(self) -> None:
         """Give the client what is held back."""
-        if self._held:
+        if held := self._held:
             self._flushed = True
-            self.stream.write(self._held[0] if len(self._held) == 1 else b"".join(self._held))
-            self._held.clear()
-            self._held_size = 0
+            self._held = b""
+            self.stream.write(held)
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the kernel has taken all of the response so far, from a client that is there."""
+        return not self._held and self.stream.is_clear
 
     async def drain(self) -> None:
         """Flush, and wait while too much is unsent. Raises SlowReader, ClientGone."""
@@ -266,23 +272,23 @@ class Exchange:
         if self._chunked and not self._without_body:
             self._hold(LAST_CHUNK)
         self.flush()
-        self.keep = self.keep and self.body_complete
+        if self._decoder is not None and not self._decoder.done:
+            self.keep = False
         self.finished = True
 
     def take_back(self) -> bool:
         """Forget the response, if none of it has gone out yet; then another may be sent."""
         if self._flushed:
             return False
-        self._held.clear()
-        self._held_size = 0
-        self.responded = self._chunked = False
+        self._held = b""
+        self.responded = self._chunked = self._without_body = False
         self.record.bytes_out = 0
         return True
 
     def abort(self) -> None:
         """Reset the connection, so that the client cannot take the response for complete."""
         self.keep = False
-        self._held.clear()
+        self._held = b""
         self.stream.abort()
 
 
@@ -292,9 +298,7 @@ def status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"Unknown"))
 
 
-def _decoder(head: RequestHead | None) -> Decoder | None:
-    if head is None:
-        return None
+def _decoder(head: RequestHead) -> Decoder:
     if head.chunked:
         return ChunkedDecoder(tiny_chunks=TINY_CHUNKS)
-    return LengthDecoder(head.content_length) if head.content_length else None
+    return LengthDecoder(head.content_length or 0)

@@ -29,7 +29,6 @@ HALF_CLOSE_PATIENCE = 0.5
 cannot tell a client that left from one that only finished sending."""
 
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,32}) ([!-~]{1,8192}) HTTP/")
-_ACCEPT = re.compile(rb"^accept:([^\r\n]{0,1024})", re.IGNORECASE | re.MULTILINE)
 
 
 class Kept(Protocol):
@@ -71,12 +70,14 @@ class ClientConnection:
         self._kept: dict[str, Kept] = {}
         self._task: asyncio.Task[None] | None = None
         self._waiting_for_request = False
-        self._oldest = loop.time() + settings.limits.connection_age * random.uniform(0.9, 1.1)
+        self._oldest = loop.time() + settings.connection_age * random.uniform(0.9, 1.1)
         self._exchange: Exchange | None = None
+        self._started = 0.0
+        """When the first byte of the head was there."""
         self._raw_head = b""
         self._watched: Exchange | None = None
         """The exchange whose client closed its side."""
-        stream.set_write_patience(settings.timeouts.write)
+        stream.set_write_patience(settings.write)
 
     async def run(self) -> None:
         """Serve requests until one side has enough. Closes the stream."""
@@ -124,27 +125,22 @@ class ClientConnection:
         self.stream.abort()
 
     async def _serve_one(self) -> bool:
+        """Whether another request may follow."""
         head: RequestHead | None = None
         refusal: errors.ProxyError | None = None
-        started = monotonic()
+        self._raw_head = b""
         try:
-            arrived = await self._first_bytes()
-            if not arrived:
-                return False
-            started = monotonic()
-            raw = await self._collect_head(arrived, self._loop.time() + self._settings.timeouts.head)
-            if raw is None:
+            raw = await self._next_head()
+            if not raw:
                 return False
             head = parse_request(raw, self._settings.head)
         except errors.ClientError as error:
             refusal = error
-        exchange = self._exchange = self._make_exchange(head, started)
-        self._raw_head = b""
+        exchange = self._exchange = self._make_exchange(head)
+        if refusal is None and self.stream.error is not None:
+            refusal = errors.ClientGone()  # it left while this request waited behind another
         if refusal is not None:
             self._application.refuse(exchange, refusal)
-            return False
-        if self.stream.error is not None:  # it left while this request waited behind another
-            self._application.refuse(exchange, errors.ClientGone())
             return False
         self.stream.on_lost = self._on_lost
         if self.stream.ended:
@@ -159,51 +155,47 @@ class ClientConnection:
         self.stream.on_lost = None
         return exchange.keep and exchange.finished and not self.draining
 
-    def _make_exchange(self, head: RequestHead | None, started: float) -> Exchange:
+    def _make_exchange(self, head: RequestHead | None) -> Exchange:
         self.served += 1
-        record = Record(
-            id="",
-            peer=self.peer,
-            client=self.peer.address,
-            started=started,
-            tls=self.tls,
-            first_on_connection=self.served == 1,
-        )
+        record = Record("", self.peer, self.peer.address, self._started, self.tls, self.served == 1)
         if head is not None:
             record.method, record.target = head.method, head.target
         elif line := _REQUEST_LINE.match(self._raw_head):
             record.method, record.target = line[1], line[2]
         may_keep = (
             not self.draining
-            and self.served < self._settings.limits.requests_per_connection
+            and self.served < self._settings.requests_per_connection
             and self._loop.time() < self._oldest
         )
-        accept = _accept_of(head, self._raw_head)
-        return Exchange(self.stream, self._settings, self._loop, head, record, accept, may_keep=may_keep)
+        return Exchange(self.stream, self._settings, self._loop, head, self._raw_head, record, may_keep)
 
     # The head
 
-    async def _first_bytes(self) -> bytes:
-        """The beginning of a request; empty when the client ends or stays silent for too long."""
-        timeouts = self._settings.timeouts
-        patience = timeouts.keep_alive if self.served else timeouts.head
-        deadline = self._loop.time() + patience
+    async def _next_head(self) -> bytes:
+        """The next head, up to its blank line; empty when the client ends before it, or says nothing for
+        too long. Raises HeadTimeout, BadRequest, HeadTooLarge, RequestLineTooLong.
+        """
+        settings = self._settings
+        deadline = self._loop.time() + (settings.keep_alive if self.served else settings.head_timeout)
         self._waiting_for_request = True
         try:
             data = await self.stream.read(deadline)
             if data == b"\r\n":  # behind a body, as some clients send it: no request has begun
                 data = await self.stream.read(deadline)
-            return data
         except StreamTimeout:
             return b""
         finally:
             self._waiting_for_request = False
+        self._started = monotonic()
+        self._raw_head = data
+        end = data.find(b"\r\n\r\n")
+        if end > 0 and not data.startswith(b"\r\n"):  # as nearly always: all of it at once
+            return self._cut_head(data, end + 4)
+        return await self._collect_head(data, self._loop.time() + settings.head_timeout) if data else b""
 
-    async def _collect_head(self, data: bytes, deadline: float) -> bytes | None:
-        """Everything up to the blank line; None when the client leaves before it."""
+    async def _collect_head(self, data: bytes, deadline: float) -> bytes:
         limits = self._settings.head
         empty_lines = checked = 0
-        self._raw_head = data
         while True:
             while data.startswith(b"\r\n"):
                 empty_lines += 1
@@ -220,7 +212,7 @@ class ClientConnection:
             except StreamTimeout:
                 raise errors.HeadTimeout from None
             if not more:
-                return None
+                return b""
             data += more
             self._raw_head = data
 
@@ -257,10 +249,3 @@ class ClientConnection:
         if self._task is not None and not exchange.client_gone and not exchange.finished:
             exchange.client_gone = True
             self._task.cancel()
-
-
-def _accept_of(head: RequestHead | None, raw: bytes) -> bytes:
-    """The Accept fields, joined; of a refused head as far as they can be found in its bytes."""
-    if head is None:
-        return b",".join(_ACCEPT.findall(raw))
-    return b",".join([value for lower, _, value in head.fields if lower == b"accept"])

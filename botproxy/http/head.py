@@ -1,9 +1,10 @@
 """What a message head means, or why it is refused (RFC 9110, RFC 9112).
 
-A strict scanner takes the canonical form that nearly every message has. What it
-does not take goes to h11, the grammar, between two strict layers: `_reject_raw`
-before it (line ends, controls, folding), the semantic checks after it. Both ways
-end in the same checks, so the scanner decides speed, never meaning.
+A strict scanner takes the canonical form that nearly every message has, a second one
+the same with spaces and tabs around values. What neither takes goes to h11, the grammar,
+between two strict layers: `_reject_raw` before it (line ends, controls, folding), the
+semantic checks after it. All ways end in the same checks, so that scanners decide speed,
+never meaning.
 
 Pure: complete heads in, `RequestHead` or `ResponseHead` out. Collecting the bytes
 of a head is `http.h1`'s and `upstream.connection`'s.
@@ -19,14 +20,20 @@ from functools import lru_cache
 import h11
 
 from botproxy import errors
-from botproxy.model import Field, RequestHead, ResponseHead
+from botproxy.fields import Fields
+from botproxy.model import RequestHead, ResponseHead
 
 RESPONSE_HEAD_LIMIT = 64 * 1024
 RESPONSE_FIELDS_LIMIT = 200
 
-_FIELDS = rb"((?:[A-Za-z0-9-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*)\r\n"
-_REQUEST = re.compile(rb"([A-Z]{1,32}) (/[!\"$-\[\]-~]*) HTTP/1\.([01])\r\n" + _FIELDS)
-_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?\r\n" + _FIELDS)
+_LINE = rb"[A-Za-z0-9-]++: [!-~\x80-\xff][\t -~\x80-\xff]*+(?<![ \t])\r\n"
+_LOOSE_LINE = rb"[A-Za-z0-9-]++:[\t -~\x80-\xff]*+\r\n"
+_START = rb"([A-Z]{1,32}+) (/[!\"$-\[\]-~]*+) HTTP/1\.([01])\r\n"
+_STATUS = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n"
+_REQUEST = re.compile(_START + rb"((?:" + _LINE + rb")*+)\r\n")
+_LOOSE_REQUEST = re.compile(_START + rb"((?:" + _LOOSE_LINE + rb")*+)\r\n")
+_RESPONSE = re.compile(_STATUS + rb"((?:" + _LINE + rb")*+)\r\n")
+_LOOSE_RESPONSE = re.compile(_STATUS + rb"((?:" + _LOOSE_LINE + rb")*+)\r\n")
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ ]+) (HTTP/([0-9])\.([0-9]))")
 _METHOD = re.compile(rb"[A-Z][A-Z0-9_-]{0,31}")
@@ -41,10 +48,7 @@ _BARE_LINE_END_IN_PART = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _HOST_LIMIT = 255 + len(":65535")
 
-_STEERING = frozenset(
-    {b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade"}
-)
-_NONE: dict[bytes, list[bytes]] = {}
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,18 @@ class HeadLimits:
 def parse_request(head: bytes, limits: HeadLimits) -> RequestHead:
     """The meaning of a complete request head, blank line included. Raises errors.ClientError."""
     match = _REQUEST.fullmatch(head)
-    if match is None:
+    if match is not None:
+        method, target, minor, block = match.groups()
+    elif (match := _LOOSE_REQUEST.fullmatch(head)) is not None:
+        method, target, minor, block = match.groups()
+        block = _tidied(block)
+    else:
         return _parse_unusual_request(head, limits)
-    method, target, minor, block = match.groups()
     if len(target) > limits.request_line - len(method) - 10:
         raise errors.RequestLineTooLong
-    fields, steering = _split(block, limits.fields)
-    return _request(method, target, int(minor), fields, steering)
+    if block.count(b"\r\n") > limits.fields:
+        raise errors.HeadTooLarge("too many fields")
+    return _request(method, target, 1 if minor == b"1" else 0, Fields.scanned(block))
 
 
 def reject_early(part: bytes, checked: int, limits: HeadLimits) -> None:
@@ -112,48 +121,47 @@ def _parse_unusual_request(head: bytes, limits: HeadLimits) -> RequestHead:
         raise errors.BadRequest("the head does not follow the grammar") from None
     if not isinstance(event, h11.Request):
         raise errors.BadRequest("the head does not follow the grammar")
-    fields, steering = _collect(list(event.headers.raw_items()))
-    for lower, _, _ in fields:
-        if _NAME.fullmatch(lower) is None:
+    fields = Fields.of(*event.headers.raw_items())
+    for name in fields.shape.names:
+        if _NAME.fullmatch(name) is None:
             raise errors.BadRequest("a field name outside letters, digits, - and _")
     if _METHOD.fullmatch(method) is None:
         raise errors.BadRequest("the method is no upper-case token of at most 32 characters")
-    return _request(method, target, int(version[-1:]), fields, steering)
+    return _request(method, target, int(version[-1:]), fields)
 
 
-def _request(
-    method: bytes, target: bytes, minor: int, fields: list[Field], steering: dict[bytes, list[bytes]]
-) -> RequestHead:
+def _request(method: bytes, target: bytes, minor: int, fields: Fields) -> RequestHead:
     if method in (b"CONNECT", b"TRACE"):
         raise errors.MethodNotAllowed
-    target, authority = _resolve_target(method, target, minor, steering)
+    names = fields.shape.places
+    target, authority = _resolve_target(method, target, minor, fields.values(b"host"))
     host = parse_host(authority) if authority else ""
-    options = _tokens(steering.get(b"connection"))
-    length, chunked = _request_framing(minor, steering)
+    options = _options(fields.values(b"connection")) if b"connection" in names else _NO_OPTIONS
+    length: int | None = None
+    chunked = False
+    if b"content-length" in names or b"transfer-encoding" in names:
+        length, chunked = _request_framing(minor, fields)
+    has_body = chunked or bool(length)
     websocket_key = None
-    if b"upgrade" in steering and b"upgrade" in options:
-        websocket_key = _websocket_key(method, minor, fields, steering, bool(length) or chunked)
-    expects = b"expect" in steering and _expects_continue(minor, steering[b"expect"])
+    if b"upgrade" in names and b"upgrade" in options:
+        websocket_key = _websocket_key(method, minor, fields, has_body)
     return RequestHead(
-        method=method,
-        target=target,
-        minor=minor,
-        fields=fields,
-        authority=authority,
-        host=host,
-        content_length=length,
-        chunked=chunked,
-        keep_alive=b"close" not in options if minor else b"keep-alive" in options,
-        expects_continue=expects and (chunked or bool(length)),
-        websocket_key=websocket_key,
+        method,
+        target,
+        minor,
+        fields,
+        authority,
+        host,
+        length,
+        chunked,
+        b"close" not in options if minor else b"keep-alive" in options,
+        b"expect" in names and _expects_continue(minor, fields.values(b"expect")) and has_body,
+        websocket_key,
     )
 
 
-def _resolve_target(
-    method: bytes, target: bytes, minor: int, steering: dict[bytes, list[bytes]]
-) -> tuple[bytes, bytes]:
+def _resolve_target(method: bytes, target: bytes, minor: int, hosts: list[bytes]) -> tuple[bytes, bytes]:
     """Origin-form target and authority, for each of the forms of RFC 9112 3.2 that a bot may see."""
-    hosts = steering.get(b"host", ())
     if len(hosts) > 1:
         raise errors.BadRequest("more than one Host field")
     if not hosts and minor:
@@ -187,13 +195,12 @@ def parse_host(authority: bytes) -> str:
     return host.removesuffix(".")
 
 
-def _request_framing(minor: int, steering: dict[bytes, list[bytes]]) -> tuple[int | None, bool]:
+def _request_framing(minor: int, fields: Fields) -> tuple[int | None, bool]:
     """Content-Length and whether the body is chunked; everything ambiguous is refused (RFC 9112 6.3)."""
-    codings = steering.get(b"transfer-encoding")
-    lengths = steering.get(b"content-length")
-    if codings is None:
-        return (None if lengths is None else _length(lengths, errors.BadRequest)), False
-    if lengths is not None:
+    codings, lengths = fields.values(b"transfer-encoding"), fields.values(b"content-length")
+    if not codings:
+        return _length(lengths, errors.BadRequest), False
+    if lengths:
         raise errors.BadRequest("both Content-Length and Transfer-Encoding")
     if not minor:
         raise errors.BadRequest("Transfer-Encoding in HTTP/1.0")
@@ -220,11 +227,9 @@ def _expects_continue(minor: int, values: list[bytes]) -> bool:
     return True
 
 
-def _websocket_key(
-    method: bytes, minor: int, fields: list[Field], steering: dict[bytes, list[bytes]], body: bool
-) -> bytes | None:
+def _websocket_key(method: bytes, minor: int, fields: Fields, body: bool) -> bytes | None:
     """The key of a WebSocket handshake (RFC 6455 4.1); None for another protocol, which is not offered on."""
-    protocols = steering[b"upgrade"]
+    protocols = fields.values(b"upgrade")
     if protocols[0].lower() != b"websocket" or len(protocols) != 1:
         if any(b"websocket" in value.lower() for value in protocols):
             raise errors.BadRequest("Upgrade offers WebSocket together with something else")
@@ -249,28 +254,32 @@ def _websocket_key(
 def parse_response(head: bytes) -> ResponseHead:
     """The meaning of a complete response head, blank line included. Raises errors.BadResponse."""
     match = _RESPONSE.fullmatch(head)
-    if match is None:
-        minor, status, fields, steering = _parse_unusual_response(head)
+    if match is not None:
+        minor, status, block = match.groups()
+    elif (match := _LOOSE_RESPONSE.fullmatch(head)) is not None:
+        minor, status, block = match.groups()
+        block = _tidied(block)
     else:
-        minor, status = int(match[1]), int(match[2])
-        fields, steering = _split(match[3], RESPONSE_FIELDS_LIMIT, errors.BadResponse)
-    codings = steering.get(b"transfer-encoding")
-    lengths = steering.get(b"content-length")
-    length = None if lengths is None else _length(lengths, errors.BadResponse)
-    if codings is not None:
+        return _response(*_parse_unusual_response(head))
+    if block.count(b"\r\n") > RESPONSE_FIELDS_LIMIT:
+        raise errors.BadResponse("too many fields")
+    return _response(1 if minor == b"1" else 0, int(status), Fields.scanned(block))
+
+
+def _response(minor: int, status: int, fields: Fields) -> ResponseHead:
+    names = fields.shape.places
+    length = None
+    if b"content-length" in names:
+        length = _length(fields.values(b"content-length"), errors.BadResponse)
+    chunked = b"transfer-encoding" in names
+    if chunked:
         if length is not None:
             raise errors.BadResponse("both Content-Length and Transfer-Encoding")
+        codings = fields.values(b"transfer-encoding")
         if not minor or len(codings) != 1 or codings[0].lower() != b"chunked":
             raise errors.BadResponse("a Transfer-Encoding that is not chunked in HTTP/1.1")
-    options = _tokens(steering.get(b"connection"))
-    return ResponseHead(
-        status=status,
-        minor=minor,
-        fields=fields,
-        content_length=length,
-        chunked=codings is not None,
-        keep_alive=bool(minor) and b"close" not in options,
-    )
+    options = _options(fields.values(b"connection")) if b"connection" in names else _NO_OPTIONS
+    return ResponseHead(status, minor, fields, length, chunked, bool(minor) and b"close" not in options)
 
 
 def reject_early_response(part: bytes, checked: int) -> None:
@@ -283,7 +292,7 @@ def reject_early_response(part: bytes, checked: int) -> None:
         raise errors.BadResponse("a bare CR or LF in the head")
 
 
-def _parse_unusual_response(head: bytes) -> tuple[int, int, list[Field], dict[bytes, list[bytes]]]:
+def _parse_unusual_response(head: bytes) -> tuple[int, int, Fields]:
     _reject_raw(head, errors.BadResponse)
     if head.count(b"\r\n") - 2 > RESPONSE_FIELDS_LIMIT:
         raise errors.BadResponse("too many fields")
@@ -299,51 +308,27 @@ def _parse_unusual_response(head: bytes) -> tuple[int, int, list[Field], dict[by
         raise errors.BadResponse("the head does not follow the grammar")
     if event.http_version not in (b"1.0", b"1.1"):
         raise errors.BadResponse("an HTTP version other than 1.0 and 1.1")
-    fields, steering = _collect(list(event.headers.raw_items()))
-    return int(event.http_version[-1:]), event.status_code, fields, steering
+    return int(event.http_version[-1:]), event.status_code, Fields.of(*event.headers.raw_items())
 
 
 # Both
 
 
-def _split(
-    block: bytes, limit: int, error: type[errors.ProxyError] = errors.HeadTooLarge
-) -> tuple[list[Field], dict[bytes, list[bytes]]]:
-    """Fields of a scanned block, and the values of those that steer the connection."""
-    fields: list[Field] = []
-    steering = _NONE
+def _tidied(block: bytes) -> bytes:
+    """A scanned block with one space before each value, and none behind it."""
     lines = block.split(b"\r\n")
     lines.pop()
-    if len(lines) > limit:
-        raise error("too many fields")
-    for line in lines:
-        name, _, value = line.partition(b":")
-        lower = name.lower()
-        value = value.strip(b" \t")
-        fields.append((lower, name, value))
-        if lower in _STEERING:
-            if steering is _NONE:
-                steering = {}
-            steering.setdefault(lower, []).append(value)
-    return fields, steering
+    parted = (line.partition(b":") for line in lines)
+    return b"".join(b"%b: %b\r\n" % (name, value.strip(b" \t")) for name, _, value in parted)
 
 
-def _collect(items: list[tuple[bytes, bytes]]) -> tuple[list[Field], dict[bytes, list[bytes]]]:
-    fields = [(name.lower(), name, value) for name, value in items]
-    steering: dict[bytes, list[bytes]] = {}
-    for lower, _, value in fields:
-        if lower in _STEERING:
-            steering.setdefault(lower, []).append(value)
-    return fields, steering
-
-
-def _tokens(values: list[bytes] | None) -> frozenset[bytes]:
+def _options(values: list[bytes]) -> frozenset[bytes]:
     """Connection options, lower case (RFC 9110 7.6.1)."""
-    return frozenset() if values is None else _tokens_of(b",".join(values))
+    return _options_of(b",".join(values))
 
 
 @lru_cache(maxsize=256)
-def _tokens_of(value: bytes) -> frozenset[bytes]:
+def _options_of(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip(b" \t").lower() for token in value.split(b","))
 
 

@@ -20,6 +20,9 @@ _FAULT = EPOLLERR | EPOLLHUP
 _READER = EPOLLIN | _FAULT
 _WRITER = EPOLLOUT | _FAULT
 
+AT_ONCE = 256
+"""Sockets told in one turn; the others in the next."""
+
 Watcher = Callable[[], None]
 
 
@@ -79,12 +82,12 @@ class Poller:
         # An error of a watcher ends this turn; whoever was not told yet is told in the next one.
         readers, writers, fresh = self._readers, self._writers, self._fresh
         fresh.clear()
-        for fd, events in self._epoll.poll(0):
-            if fd in fresh:
+        for fd, events in self._epoll.poll(0, AT_ONCE):
+            if fresh and fd in fresh:
                 continue
             if events & _READER and (watcher := readers.get(fd)) is not None:
                 watcher()
-            if events & _WRITER and (watcher := writers.get(fd)) is not None and fd not in fresh:
+            if writers and events & _WRITER and (watcher := writers.get(fd)) is not None and fd not in fresh:
                 watcher()
 
 

@@ -57,7 +57,6 @@ class SocketStream:
         """The peer sent its end of stream, in order."""
         self.error: OSError | None = None
         """Why the stream is dead."""
-        self.received = 0
         self.sent = 0
         self._loop = loop
         self._poller = poller_of(loop)
@@ -88,8 +87,17 @@ class SocketStream:
         Raises StreamTimeout at `deadline` (loop time), StreamClosed when the connection broke.
         """
         if not self._inbox and not self.ended:
-            await self._wait_readable(deadline)
-        return self.take()
+            if not self._reading:
+                self._begin_reading()
+            self._read_deadline = deadline
+            self._reader = self._loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+                self._read_deadline = inf
+        data, self._inbox = self._inbox, b""
+        return data
 
     def interrupt(self, error: Exception) -> bool:
         """End the wait of whoever reads with `error`; False when nobody does."""
@@ -120,27 +128,14 @@ class SocketStream:
         """Whether the peer has sent nothing at all, not even its end: asks the kernel, not only us."""
         if self._inbox or self.ended or self.error is not None or self._closed:
             return False
-        try:
-            self._peek_kernel()
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return not self._ask_kernel(select.POLLIN | select.POLLRDHUP)
 
-    async def _wait_readable(self, deadline: float) -> None:
+    def _begin_reading(self) -> None:
         if self.error is not None:
             raise StreamClosed(str(self.error)) from self.error
         if self._closed:
             raise StreamClosed("closed")
         self._resume()
-        self._read_deadline = deadline
-        self._reader = self._loop.create_future()
-        try:
-            await self._reader
-        finally:
-            self._reader = None
-            self._read_deadline = inf
 
     def _resume(self) -> None:
         if not self._reading and not self._closed and not self.ended:
@@ -163,7 +158,6 @@ class SocketStream:
         if not data:
             self._end()
             return
-        self.received += len(data)
         if self._inbox:
             self._inbox += data
         else:
@@ -208,6 +202,11 @@ class SocketStream:
             self.on_lost()
 
     # Writing
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether everything is sent and more would be."""
+        return not self._outbox and self._write_error is None and not self._closed
 
     @property
     def unsent(self) -> int:
@@ -305,13 +304,17 @@ class SocketStream:
         """While reading is paused the loop tells nothing about the peer: ask the kernel."""
         if self.ended or self.error is not None:
             return
+        events = self._ask_kernel(select.POLLRDHUP)
+        if events & (select.POLLERR | select.POLLHUP):
+            self._break(ConnectionResetError(errno.ECONNRESET, "connection reset"))
+        elif events and self.on_lost is not None:
+            self.on_lost()
+
+    def _ask_kernel(self, wanted: int) -> int:
+        """Which of the events `wanted`, and of those that nobody can help wanting, there are now."""
         poll = select.poll()
-        poll.register(self._fd, select.POLLRDHUP)
-        for _, events in poll.poll(0):
-            if events & (select.POLLERR | select.POLLHUP):
-                self._break(ConnectionResetError(errno.ECONNRESET, "connection reset"))
-            elif self.on_lost is not None:
-                self.on_lost()
+        poll.register(self._fd, wanted)
+        return next((events for _, events in poll.poll(0)), 0)
 
     on_expired: Callable[[], None] | None = None
     """Called when the deadline set by `expire_at` passes."""
@@ -404,10 +407,6 @@ class SocketStream:
 
     def _finish_sending(self) -> None:
         self.sock.shutdown(socket.SHUT_WR)
-
-    def _peek_kernel(self) -> None:
-        """Raise BlockingIOError when the socket holds nothing."""
-        self.sock.recv(1, socket.MSG_PEEK)
 
     def _close_socket(self) -> None:
         self.sock.close()

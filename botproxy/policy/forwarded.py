@@ -16,7 +16,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from botproxy.config.schema import Network
-from botproxy.model import Field, Peer
+from botproxy.fields import Fields
+from botproxy.model import Peer
 
 _HOPS = 32
 """Entries of X-Forwarded-For that are looked at, from the right."""
@@ -29,7 +30,7 @@ _AUTHORITY = re.compile(rb"[A-Za-z0-9._-]{1,255}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]
 _DIGITS = re.compile(rb"[0-9]{1,5}")
 
 
-def client_address(peer: Peer, fields: Sequence[Field], trusted: Sequence[Network]) -> str:
+def client_address(peer: Peer, fields: Fields, trusted: Sequence[Network]) -> str:
     """Address of the client that `peer` is or speaks for; `trusted` are our own proxies."""
     if not peer.trusted:
         return peer.address
@@ -43,7 +44,7 @@ def lines(client: str, authority: bytes, port: int, scheme: bytes) -> bytes:
 
 
 def lines_behind(
-    peer: Peer, fields: Sequence[Field], trusted: Sequence[Network], authority: bytes, scheme: bytes
+    peer: Peer, fields: Fields, trusted: Sequence[Network], authority: bytes, scheme: bytes
 ) -> bytes:
     """As `lines`, for a trusted peer: its chain and its word on scheme, host and port are kept."""
     proto = _sole(fields, b"x-forwarded-proto").lower()
@@ -73,9 +74,9 @@ def _port_of(authority: bytes, local: int, scheme: bytes) -> bytes:
     return b"443" if scheme == b"https" else b"80"
 
 
-def _chain(fields: Sequence[Field], trusted: Sequence[Network]) -> list[str]:
+def _chain(fields: Fields, trusted: Sequence[Network]) -> list[str]:
     """The client, then the trusted proxies between it and the peer; empty where the peer does not say."""
-    joined = b",".join(value for lower, _, value in fields if lower == b"x-forwarded-for")
+    joined = b",".join(fields.values(b"x-forwarded-for"))
     chain: list[str] = []
     for entry in reversed(joined.rsplit(b",", _HOPS)[-_HOPS:]):
         address = _hop(entry.strip(b" \t")[:_HOP_LENGTH])
@@ -102,9 +103,9 @@ def _hop(entry: bytes) -> IPv4Address | IPv6Address | None:
     return address.ipv4_mapped or address
 
 
-def _sole(fields: Sequence[Field], name: bytes) -> bytes:
+def _sole(fields: Fields, name: bytes) -> bytes:
     """The value of a field that stands there exactly once; otherwise empty."""
-    values = [value for lower, _, value in fields if lower == name]
+    values = fields.values(name)
     return values[0] if len(values) == 1 else b""
 
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import compress
 
 from botproxy.config.schema import Config, Hsts
 from botproxy.errors import BadRequest
-from botproxy.model import Field, Peer, RequestHead
+from botproxy.fields import Fields, Shape
+from botproxy.model import Peer, RequestHead
 from botproxy.policy import forwarded
 from botproxy.policy.forwarded import client_address as client_address
 
@@ -46,6 +47,7 @@ _ORDINARY = frozenset(
 )
 """Values of `Connection` that are not worth taking apart."""
 _SWITCH = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+_EXPECT = (b"Expect: 100-continue",)
 
 
 # Toward the bot
@@ -78,11 +80,6 @@ _NEVER_NOMINATED = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"cookie", b"authorization", b"expect"}
 )
 
-_PASS, _STRIP, _NOMINATES, _REFUSE = range(4)
-_KNOWN_NAMES = 1024
-"""Names whose fate is remembered; an attacker's random ones must not fill the memory."""
-_KNOWN_NAME_LENGTH = 64
-
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 
 
@@ -91,60 +88,52 @@ class TowardBot:
 
     def __init__(self, config: Config) -> None:
         self._trusted = config.trusted_proxies
-        self._underscores = {"pass": _PASS, "drop": _STRIP, "refuse": _REFUSE}[config.headers.underscores]
-        self._fates: dict[bytes, int] = {}
+        self._underscores = config.headers.underscores
 
-    def request_id(self, peer: Peer, fields: Sequence[Field]) -> str:
+    def request_id(self, peer: Peer, fields: Fields) -> str:
         """The id that a trusted proxy gave the request, or a new one that nobody can guess."""
         if peer.trusted:
-            given = [value for lower, _, value in fields if lower == b"x-request-id"]
+            given = fields.values(b"x-request-id")
             if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
                 return given[0].decode("ascii")
         return new_request_id()
 
-    def __call__(self, head: RequestHead, peer: Peer, client: str, scheme: bytes, request_id: str) -> bytes:
+    def block(self, head: RequestHead, peer: Peer, client: str, scheme: bytes, request_id: str) -> bytes:
         """The block of a request. Raises BadRequest for names that would mislead the bot.
 
         `client` is what `client_address` says, `scheme` b"https" or b"http".
         """
-        lines = [b"Host: " + head.authority]
-        nominated: frozenset[bytes] = frozenset()
-        fates = self._fates
-        for lower, name, value in head.fields:
-            fate = fates.get(lower)
-            if fate is None:
-                fate = self._learn(lower)
-            if fate == _PASS:
-                lines.append(name + b": " + value)
-            elif fate == _NOMINATES and value not in _ORDINARY:
-                nominated |= _nominated(value)
-            elif fate == _REFUSE:
-                raise BadRequest("a field name with _ that may be read as another one")
-        if nominated:
-            left = replace(head, fields=_without(nominated, head.fields))
-            return self(left, peer, client, scheme, request_id)
-        if head.expects_continue:
-            lines.append(b"Expect: 100-continue")
+        fields = head.fields
+        shape = fields.shape
+        passing = shape.plans.get(self)
+        if passing is None:
+            passing = shape.plans[self] = tuple(self._passes(name) for name in shape.lower)
+        if b"connection" in shape.places and (nominated := _nominated(fields)):
+            left = replace(head, fields=fields.without(nominated | {b"connection"}))
+            return self.block(left, peer, client, scheme, request_id)
         if peer.trusted:
-            about = forwarded.lines_behind(peer, head.fields, self._trusted, head.authority, scheme)
+            about = forwarded.lines_behind(peer, fields, self._trusted, head.authority, scheme)
         else:
             about = forwarded.lines(client, head.authority, peer.local_port, scheme)
-        lines += (about, b"X-Request-ID: " + request_id.encode("ascii"), b"")
+        lines = [
+            b"Host: " + head.authority,
+            *compress(fields.lines, passing),
+            *(_EXPECT if head.expects_continue else ()),
+            about,
+            b"X-Request-ID: " + request_id.encode("ascii"),
+            b"",
+        ]
         block = b"\r\n".join(lines)
         return block if head.websocket_key is None else block + _SWITCH
 
-    def _learn(self, lower: bytes) -> int:
-        """What becomes of a field of this name."""
-        if b"_" in lower:
-            twin = lower.replace(b"_", b"-")
-            fate = _REFUSE if twin in _NOT_FORWARDED or _is_ours(twin) else self._underscores
-        elif lower == b"connection":
-            fate = _NOMINATES
-        else:
-            fate = _STRIP if lower in _NOT_FORWARDED or _is_ours(lower) else _PASS
-        if len(self._fates) < _KNOWN_NAMES and len(lower) <= _KNOWN_NAME_LENGTH:
-            self._fates[lower] = fate
-        return fate
+    def _passes(self, lower: bytes) -> bool:
+        """Whether a field of this name goes to the bot. Raises BadRequest."""
+        if b"_" not in lower:
+            return lower not in _NOT_FORWARDED and not _is_ours(lower)
+        twin = lower.replace(b"_", b"-")
+        if twin in _NOT_FORWARDED or _is_ours(twin) or self._underscores == "refuse":
+            raise BadRequest("a field name with _ that may be read as another one")
+        return self._underscores == "pass"
 
 
 def new_request_id() -> str:
@@ -156,9 +145,9 @@ def _is_ours(lower: bytes) -> bool:
     return lower in _OURS or lower.startswith(_OUR_FAMILIES)
 
 
-def _nominated(value: bytes) -> frozenset[bytes]:
-    """Names that a Connection field nominates. Raises BadRequest for those that nobody may remove."""
-    names = _tokens(value) - _OPTIONS
+def _nominated(fields: Fields) -> frozenset[bytes]:
+    """What Connection nominates. Raises BadRequest for names that nobody may remove."""
+    names = _nominations(fields)
     for name in names:
         if name in _NEVER_NOMINATED or _is_ours(name):
             raise BadRequest("Connection nominates a field that is not its sender's to remove")
@@ -190,59 +179,60 @@ class TowardClient:
         ours = _PRESETS[headers.preset] | headers.set
         self._lines = {name.lower().encode(): f"{name}: {value}\r\n".encode() for name, value in ours.items()}
         self._hsts = _hsts_line(headers.hsts)
-        self._without_hsts = b"".join(self._lines.values())
-        self._with_hsts = self._without_hsts + self._hsts
         self._override = headers.override
         self._special = _NOT_RELAYED | self._lines.keys() | {_HSTS, b"date"}
 
-    def __call__(
-        self,
-        fields: Sequence[Field],
-        *,
-        tls_hsts: bool,
-        host: str,
-        switching: bool = False,
-        date: bytes = b"",
-    ) -> bytes:
-        """The block of a response. `date` stands for a Date that the bot did not give (RFC 9110 6.6.1).
+    def block(self, fields: Fields, tls_hsts: bool, host: str, date: bytes, switching: bool = False) -> bytes:
+        """The block of a response.
 
         `tls_hsts`: it goes over TLS with a certificate that HSTS may be promised for; `host`: name the
-        client asked for, without port. `switching`: it says `Upgrade: websocket` (101 and 426).
+        client asked for, without port. `date` stands for a Date that the bot did not give (RFC 9110 6.6.1).
+        `switching`: it says `Upgrade: websocket` (101 and 426).
         """
-        promises = tls_hsts and _may_promise(host)
-        special = self._special
-        lines: list[bytes] = []
-        own: set[bytes] = set()
-        nominated: frozenset[bytes] = frozenset()
-        for lower, name, value in fields:
-            if lower not in special:
-                lines.append(name + b": " + value)
-            elif lower == b"connection":
-                if value not in _ORDINARY:
-                    nominated |= _tokens(value) - _OPTIONS
-            elif lower == b"date":
-                date = b""
-                lines.append(name + b": " + value)
-            elif lower not in _NOT_RELAYED and not self._override:
-                if lower != _HSTS or (promises and lower not in own):  # RFC 6797 6.1, 7.2: once, over TLS
-                    lines.append(name + b": " + value)
-                own.add(lower)
-        if nominated:
-            left = _without(nominated, fields)
-            return self(left, tls_hsts=tls_hsts, host=host, switching=switching, date=date)
-        if date:
+        shape = fields.shape
+        plans: tuple[_Passage, _Passage] | None = shape.plans.get(self)
+        if plans is None:
+            plans = shape.plans[self] = self._passage(shape, False), self._passage(shape, True)
+        if b"connection" in shape.places and (nominated := _nominations(fields)):
+            left = fields.without(nominated | {b"connection"})
+            return self.block(left, tls_hsts, host, date, switching)
+        passage = plans[tls_hsts and _may_promise(host)]
+        lines = [*compress(fields.lines, passage.passing)]
+        if date and b"date" not in shape.places:
             lines.append(b"Date: " + date)
         if switching:
             lines.append(_SWITCH[:-2])
-        lines.append(self._added(promises, own))
+        lines.append(passage.added)
         return b"\r\n".join(lines)
+
+    def _passage(self, shape: Shape, promises: bool) -> _Passage:
+        """For a response of this shape. `promises`: HSTS may be promised."""
+        passing: list[bool] = []
+        own: set[bytes] = set()
+        for lower in shape.lower:
+            if lower not in self._special or lower == b"date":
+                passing.append(True)
+            elif lower in _NOT_RELAYED or self._override:
+                passing.append(False)
+            else:  # RFC 6797 6.1, 7.2: HSTS once, over TLS
+                passing.append(lower != _HSTS or (promises and lower not in own))
+                own.add(lower)
+        return _Passage(tuple(passing), self._added(promises, own))
 
     def _added(self, promises: bool, own: set[bytes]) -> bytes:
         """Our lines, except those for which the bot's `own` stand."""
-        if not own:
-            return self._with_hsts if promises else self._without_hsts
         lines = b"".join(line for lower, line in self._lines.items() if lower not in own)
         return lines + self._hsts if promises and _HSTS not in own else lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """What becomes of the fields of a response."""
+
+    passing: tuple[bool, ...]
+    """Which of them pass."""
+    added: bytes
+    """Our lines."""
 
 
 def _hsts_line(hsts: Hsts) -> bytes:
@@ -265,11 +255,10 @@ def _may_promise(host: str) -> bool:
 # Both
 
 
-def _tokens(value: bytes) -> frozenset[bytes]:
-    return frozenset(token.strip(b" \t").lower() for token in value.split(b",")) - {b""}
-
-
-def _without(nominated: frozenset[bytes], fields: Sequence[Field]) -> list[Field]:
-    """`fields` as if the nominated ones, and the nomination, had not been sent."""
-    gone = nominated | {b"connection"}
-    return [field for field in fields if field[0] not in gone]
+def _nominations(fields: Fields) -> frozenset[bytes]:
+    """Names in Connection, lower case, of which something follows (RFC 9110 7.6.1)."""
+    nominated: frozenset[bytes] = frozenset()
+    for value in fields.values(b"connection"):
+        if value not in _ORDINARY:
+            nominated |= frozenset(token.strip(b" \t").lower() for token in value.split(b","))
+    return nominated - _OPTIONS - {b""}

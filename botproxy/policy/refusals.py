@@ -14,7 +14,7 @@ import json
 import re
 
 from botproxy.errors import ProxyError
-from botproxy.model import Field, make_field
+from botproxy.fields import Fields
 
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """Allow of a 405; other methods pass too, but those two that are refused are not among these."""
@@ -23,20 +23,20 @@ RETRY_AFTER = {429: 1, 503: 5}
 _ACCEPT_LIMIT = 1024
 _QUALITY = re.compile(rb"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")  # RFC 9110 12.4.2
 
-_TEXT = make_field(b"Content-Type", b"text/plain; charset=utf-8")
-_JSON = make_field(b"Content-Type", b"application/json")
-_NO_STORE = make_field(b"Cache-Control", b"no-store")
-_BY_STATUS: dict[int, list[Field]] = {
-    405: [make_field(b"Allow", METHODS)],  # RFC 9110 15.5.6
+_TEXT = (b"Content-Type", b"text/plain; charset=utf-8")
+_JSON = (b"Content-Type", b"application/json")
+_NO_STORE = (b"Cache-Control", b"no-store")
+_BY_STATUS: dict[int, list[tuple[bytes, bytes]]] = {
+    405: [(b"Allow", METHODS)],  # RFC 9110 15.5.6
     426: [  # RFC 9110 15.5.22, RFC 6455 4.4
-        make_field(b"Connection", b"Upgrade"),
-        make_field(b"Upgrade", b"websocket"),
-        make_field(b"Sec-WebSocket-Version", b"13"),
+        (b"Connection", b"Upgrade"),
+        (b"Upgrade", b"websocket"),
+        (b"Sec-WebSocket-Version", b"13"),
     ],
 }
 
 
-def render(error: ProxyError, request_id: str, accept: bytes | None) -> tuple[int, list[Field], bytes]:
+def render(error: ProxyError, request_id: str, accept: bytes | None) -> tuple[int, Fields, bytes]:
     """Status, fields without framing, and body of the response to a request that failed with `error`.
 
     `accept` is the Accept field of the request. Must not be called when nobody is left to tell,
@@ -49,8 +49,8 @@ def render(error: ProxyError, request_id: str, accept: bytes | None) -> tuple[in
     fields = [_JSON if as_json else _TEXT, _NO_STORE, *_BY_STATUS.get(status, ())]
     retry_after = error.retry_after if error.retry_after is not None else RETRY_AFTER.get(status)
     if retry_after is not None:
-        fields.append(make_field(b"Retry-After", b"%d" % retry_after))
-    return status, fields, (_json if as_json else _text)(error, status, request_id)
+        fields.append((b"Retry-After", b"%d" % retry_after))
+    return status, Fields.of(*fields), (_json if as_json else _text)(error, status, request_id)
 
 
 # Private

@@ -92,19 +92,20 @@ class SharedLimiter:
     """The rate limits of the whole program and of each route."""
 
     def __init__(self, overall: RateLimit, routes: Sequence[RateLimit]) -> None:
-        self._rules = [_Rule(limit) for limit in (overall, *routes)]
+        everybody = [(_Rule(overall), errors.RateLimited)] if _is_on(overall) else []
+        self._rules = [
+            (*everybody, *([(_Rule(limit), errors.RouteRateLimited)] if _is_on(limit) else ()))
+            for limit in routes
+        ]
+        """Of each route, and what refuses."""
 
     def admit(self, address: str, route: int) -> None:
         """Count a request for the route with this index in the configuration.
 
         Raises RateLimited, RouteRateLimited with the seconds after which another may come.
         """
-        now = time.monotonic()
-        for rule, refusal in (
-            (self._rules[0], errors.RateLimited),
-            (self._rules[route + 1], errors.RouteRateLimited),
-        ):
-            if rule.is_on and (wait := rule.admit(address, now)) is not None:
+        for rule, refusal in self._rules[route]:
+            if (wait := rule.admit(address, time.monotonic())) is not None:
                 raise refusal(retry_after=max(1, math.ceil(wait)))
 
 
@@ -113,8 +114,7 @@ class _Rule:
 
     def __init__(self, limit: RateLimit) -> None:
         self._limit = limit
-        self.is_on = limit.total is not None or limit.per_address is not None
-        self._cells = memoryview(mmap.mmap(-1, (BUCKETS + 1) * 8)).cast("d") if self.is_on else None
+        self._cells = memoryview(mmap.mmap(-1, (BUCKETS + 1) * 8)).cast("d")
 
     def admit(self, address: str, now: float) -> float | None:
         limit = self._limit
@@ -125,9 +125,12 @@ class _Rule:
         return None if limit.total is None else self._spend(BUCKETS, now, limit.total, limit.burst)
 
     def _spend(self, cell: int, now: float, rate: float, burst: int) -> float | None:
-        assert self._cells is not None
         self._cells[cell], wait = admit(self._cells[cell], now, rate, burst)
         return wait
+
+
+def _is_on(limit: RateLimit) -> bool:
+    return limit.total is not None or limit.per_address is not None
 
 
 def _bucket(address: str) -> int:

@@ -17,11 +17,12 @@ from pathlib import Path
 from time import monotonic
 
 from botproxy import errors
+from botproxy.fields import Fields
 from botproxy.http.dates import http_date
 from botproxy.http.exchange import Exchange
 from botproxy.http.h1 import Kept
 from botproxy.keeper.paths import obstacle
-from botproxy.model import Field, Record, RequestHead, make_field
+from botproxy.model import Record, RequestHead
 from botproxy.policy import refusals
 from botproxy.policy.headers import TowardClient, new_request_id
 
@@ -119,20 +120,18 @@ class Plain:
     def _answer(
         self, exchange: Exchange, status: int, kind: bytes, body: bytes, location: bytes | None = None
     ) -> None:
-        fields = [make_field(b"Content-Type", kind)]
+        fields = [(b"Content-Type", kind)]
         if location is not None:
-            fields.append(make_field(b"Location", location))
-        self._send(exchange, status, fields, body)
+            fields.append((b"Location", location))
+        self._send(exchange, status, Fields.of(*fields), body)
 
     def _fail(self, exchange: Exchange, error: errors.ProxyError) -> None:
         exchange.record.error, exchange.record.detail = error.code, error.detail
         status, fields, body = refusals.render(error, exchange.record.id, exchange.accept)
         self._send(exchange, status, fields, body)
 
-    def _send(self, exchange: Exchange, status: int, fields: list[Field], body: bytes) -> None:
-        exchange.send_head(
-            status, self._toward_client(fields, tls_hsts=False, host="", date=http_date()), len(body)
-        )
+    def _send(self, exchange: Exchange, status: int, fields: Fields, body: bytes) -> None:
+        exchange.send_head(status, self._toward_client.block(fields, False, "", http_date()), len(body))
         exchange.send_body(body)
         exchange.finish()
 

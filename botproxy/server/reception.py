@@ -80,6 +80,7 @@ class Reception:
         self._log = log
         self._log_handshake = log_handshake
         self._timeouts = config.timeouts
+        self._handshake_patience = config.timeouts.handshake
         self._trusted = config.trusted_proxies
         self._toward_client = TowardClient(config)
         self._handshake_limit = config.limits.handshakes
@@ -232,7 +233,7 @@ class Reception:
         started = monotonic()
         try:
             stream = await tls.accept(
-                sock, self._context, self._loop, self._deadlines, self._loop.time() + self._timeouts.handshake
+                sock, self._context, self._loop, self._deadlines, self._loop.time() + self._handshake_patience
             )
         except tls.PlainHttp:
             await self._answer_plain_http(sock, peer, started)
@@ -287,10 +288,10 @@ class Reception:
 
     async def _answer_plain_http(self, sock: socket.socket, peer: Peer, started: float) -> None:
         error = errors.PlainHttp()
-        record = Record(id=new_request_id(), peer=peer, client=peer.address, started=started)
+        record = Record(new_request_id(), peer, peer.address, started)
         record.status, fields, body = refusals.render(error, record.id, None)
         record.error, record.bytes_out = error.code, len(body)
-        block = self._toward_client(fields, tls_hsts=False, host="", date=http_date())
+        block = self._toward_client.block(fields, False, "", http_date())
         stream = SocketStream(sock, self._loop, self._deadlines)
         stream.write(
             b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"

@@ -68,6 +68,7 @@ class Worker:
     ) -> None:
         """`seat`: whose connections are counted apart in `census`. `control`: this end of the link."""
         self._config = config
+        self._logs_access = config.log.access != "off"
         self._slot = slot
         self._seat = seat
         self._bounds = bounds
@@ -203,10 +204,10 @@ class Worker:
     # Logs
 
     def _log(self, record: Record) -> None:
-        if self._config.log.access != "off":
+        if self._logs_access:
             self._lines.write(access.line(record, time.time()))
 
     def _log_handshake(self, client: str, failure: tls.HandshakeFailed, seconds: float) -> None:
-        if self._config.log.access != "off":
+        if self._logs_access:
             reason = failure.alert or failure.code
             self._lines.write(access.handshake_line(client, failure.sni, reason, seconds, time.time()))

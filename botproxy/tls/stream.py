@@ -149,8 +149,13 @@ class TlsStream(SocketStream):
         return b"".join(parts)
 
     def _send(self, data: bytes | bytearray) -> int:
-        total = 0
         size = len(data)
+        if size <= _MAX_RECORD:
+            try:
+                return self.sock.write(data)
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return 0
+        total = 0
         with memoryview(data) as view:
             try:
                 while total < size:  # OpenSSL takes one record at a time
@@ -159,10 +164,8 @@ class TlsStream(SocketStream):
                 pass
         return total
 
-    def _peek_kernel(self) -> None:
-        if self.sock.pending():
-            return
-        socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+    def is_quiet(self) -> bool:
+        return super().is_quiet() and not self.sock.pending()
 
 
 async def accept(

@@ -38,9 +38,13 @@ class UpstreamConnection:
         """Set by the sender once the last byte of the request was written."""
         self.idle_limit = inf
         """Seconds the bot is known to keep idle connections, when that is less than usual."""
+        self.body_complete = True
+        """Whether all of the response was read."""
         self._decoder: Decoder | None = None
         self._may_reuse = False
         self._got_bytes = False
+        self._rest_waits = False
+        """More has arrived than was decoded at once."""
         stream.set_write_patience(write_patience)
 
     def begin(self) -> None:
@@ -48,7 +52,6 @@ class UpstreamConnection:
         self.request_sent = False
         self._may_reuse = False
         self._got_bytes = False
-        self._decoder = None
 
     # The response
 
@@ -62,8 +65,22 @@ class UpstreamConnection:
         """
         interim = 0
         while True:
-            raw = await self._collect_head(deadline)
-            head = parse_response(raw)
+            try:
+                data = await self.stream.read(deadline())
+            except StreamTimeout:
+                raise errors.ResponseTimeout from None
+            except StreamClosed:
+                raise self._closed_early() from None
+            end = data.find(b"\r\n\r\n") if data else -1
+            if end < 0:  # seldom: in pieces
+                data, end = await self._collect_head(data, deadline)
+            self._got_bytes = True
+            if end > RESPONSE_HEAD_LIMIT:
+                raise errors.BadResponse("the head is too long")
+            if len(data) > end + 4:
+                self.stream.unread(data[end + 4 :])
+                data = data[: end + 4]
+            head = parse_response(data)
             if head.status >= 200 or head.status == 101:
                 break
             interim += 1
@@ -71,37 +88,35 @@ class UpstreamConnection:
                 raise errors.BadResponse("too many interim responses")
             if head.status == 100:
                 on_continue()
-        self._decoder = _decoder(method, head)
-        self._may_reuse = (
-            head.keep_alive and not isinstance(self._decoder, CloseDecoder) and head.status != 101
-        )
-        for lower, _, value in head.fields:
-            if lower == b"server" and value.lower().startswith(b"gunicorn"):
+        self._decoder = decoder = _decoder(method, head)
+        self.body_complete = decoder is None
+        self._may_reuse = head.keep_alive and head.status != 101 and not isinstance(decoder, CloseDecoder)
+        if not self.reused:
+            servers = head.fields.values(b"server")
+            if any(value.lower().startswith(b"gunicorn") for value in servers):
                 self.idle_limit = GUNICORN_IDLE
         return head
 
-    async def _collect_head(self, deadline: Callable[[], float]) -> bytes:
-        data = b""
+    async def _collect_head(self, data: bytes, deadline: Callable[[], float]) -> tuple[bytes, int]:
+        """`data` and more, until there is a blank line; and where that begins."""
+        more = data
+        checked = 0
         while True:
-            checked = max(0, len(data) - 3)
+            if not more:
+                raise self._closed_early()
+            self._got_bytes = True
+            end = data.find(b"\r\n\r\n", max(0, checked - 3))
+            if end >= 0:
+                return data, end
+            reject_early_response(data, checked)
+            checked = len(data)
             try:
                 more = await self.stream.read(deadline())
             except StreamTimeout:
                 raise errors.ResponseTimeout from None
             except StreamClosed:
                 raise self._closed_early() from None
-            if not more:
-                raise self._closed_early()
-            self._got_bytes = True
-            data = data + more if data else more
-            end = data.find(b"\r\n\r\n", checked)
-            if end > RESPONSE_HEAD_LIMIT:
-                raise errors.BadResponse("the head is too long")
-            if end >= 0:
-                if len(data) > end + 4:
-                    self.stream.unread(data[end + 4 :])
-                return data[: end + 4]
-            reject_early_response(data, checked)
+            data += more
 
     def _closed_early(self) -> errors.UpstreamError:
         if self._got_bytes:
@@ -110,45 +125,49 @@ class UpstreamConnection:
 
     # The body
 
-    @property
-    def body_complete(self) -> bool:
-        return self._decoder is None or self._decoder.done
-
-    @property
-    def has_arrived(self) -> bool:
-        """Whether `read_body` would return without waiting."""
-        return bool(self.stream.peek()) or self.stream.ended
+    def take_body(self) -> bytes:
+        """What of the body has arrived already; never waits. Raises UpstreamAborted."""
+        return self._decode(self.stream.take()) if self.stream.peek() else b""
 
     async def read_body(self, deadline: float = inf) -> bytes:
         """The next piece of the response body; empty at its end.
 
         Raises UpstreamStalled at `deadline`, UpstreamAborted when the body breaks off or its framing.
         """
-        decoder = self._decoder
-        while decoder is not None and not decoder.done:
+        while not self.body_complete:
+            if self._rest_waits:
+                self._rest_waits = False
+                await asyncio.sleep(0)  # other connections first
             try:
                 data = await self.stream.read(deadline)
             except StreamTimeout:
                 raise errors.UpstreamStalled from None
             except StreamClosed:
                 raise errors.UpstreamAborted from None
-            if not data:
-                if isinstance(decoder, CloseDecoder):
-                    decoder.done = True
-                    return b""
+            if data:
+                if content := self._decode(data):
+                    return content
+            elif isinstance(self._decoder, CloseDecoder):
+                self.body_complete = True
+            else:
                 raise errors.UpstreamAborted
-            try:
-                content, rest = decoder.feed(data)
-            except BodyError as error:
-                raise errors.UpstreamAborted(str(error)) from None
-            if rest and decoder.done:
-                self._may_reuse = False
-            elif rest:
-                self.stream.unread(rest)
-                await asyncio.sleep(0)  # other connections first
-            if content:
-                return content
         return b""
+
+    def _decode(self, data: bytes) -> bytes:
+        decoder = self._decoder
+        assert decoder is not None
+        try:
+            content, rest = decoder.feed(data)
+        except BodyError as error:
+            raise errors.UpstreamAborted(str(error)) from None
+        if decoder.done:
+            self.body_complete = True
+            if rest:
+                self._may_reuse = False
+        elif rest:
+            self.stream.unread(rest)
+            self._rest_waits = True
+        return content
 
     # Another request
 
@@ -156,12 +175,14 @@ class UpstreamConnection:
     def is_reusable(self) -> bool:
         """Whether this exchange ended so cleanly that another may follow."""
         stream = self.stream
-        alive = not stream.ended and stream.error is None and not stream.peek()
-        return self._may_reuse and self.request_sent and self.body_complete and alive
-
-    def is_quiet(self) -> bool:
-        """Whether the bot said nothing and did not leave while the connection was idle."""
-        return self.stream.is_quiet()
+        return (
+            self._may_reuse
+            and self.request_sent
+            and self.body_complete
+            and not stream.ended
+            and stream.error is None
+            and not stream.peek()
+        )
 
     def shut(self) -> None:
         self.stream.shut()
@@ -172,11 +193,10 @@ class UpstreamConnection:
 
 
 def _decoder(method: bytes, head: ResponseHead) -> Decoder | None:
-    """RFC 9112 6.3, for responses."""
-    if method == b"HEAD" or head.status in (101, 204, 304):
+    """RFC 9112 6.3, for responses; None where no byte of a body is to come."""
+    length = head.content_length
+    if length == 0 or method == b"HEAD" or head.status in (101, 204, 304):
         return None
     if head.chunked:
         return ChunkedDecoder()
-    if head.content_length is not None:
-        return LengthDecoder(head.content_length)
-    return CloseDecoder()
+    return CloseDecoder() if length is None else LengthDecoder(length)

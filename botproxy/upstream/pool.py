@@ -9,6 +9,7 @@ another's problem; the bot is near, so it is not the default.
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import Literal
 
 from botproxy.http.h1 import Kept
@@ -34,37 +35,37 @@ class Pool:
         self._idle = idle
         self._loop = loop
         self._shared: list[UpstreamConnection] = []
-
-    @property
-    def keeps(self) -> bool:
+        self.keeps = reuse != "never"
         """Whether connections are kept at all."""
-        return self._reuse != "never"
 
     def take(self, kept: dict[str, Kept]) -> UpstreamConnection | None:
         """A connection that may carry a request now; `kept` are the client's own."""
-        while True:
-            connection = self._pop(kept)
-            if connection is None:
-                return None
-            connection.stream.expire_at(float("inf"), None)
-            connection.stream.on_lost = None
-            if connection.is_quiet():
+        while (connection := self._pop(kept)) is not None:
+            stream = connection.stream
+            stream.expire_at(inf, None)
+            stream.on_lost = None
+            if stream.is_quiet():  # the bot said nothing and did not leave
                 connection.reused = True
                 return connection
-            connection.shut()
+            stream.shut()
+        return None
 
     def give_back(self, connection: UpstreamConnection, kept: dict[str, Kept]) -> None:
         """The exchange is over: keep the connection if it may serve again, otherwise close it."""
         if not self.keeps or not connection.is_reusable or len(self._shared) >= SHARED_LIMIT:
             connection.shut()
             return
-        deadline = self._loop.time() + min(self._idle, connection.idle_limit)
         if self._reuse == "shared":
             self._shared.append(connection)
         else:
             kept[self._name] = connection
-        connection.stream.expire_at(deadline, lambda: self._drop(connection, kept))
-        connection.stream.on_lost = lambda: self._drop(connection, kept)
+
+        def drop() -> None:
+            self._drop(connection, kept)
+
+        stream = connection.stream
+        stream.expire_at(self._loop.time() + min(self._idle, connection.idle_limit), drop)
+        stream.on_lost = drop
 
     def close(self) -> None:
         """Close what is kept for everybody."""

@@ -46,7 +46,7 @@ PLACES = (
     "botproxy.proxy:Proxy.handle",
     "botproxy.upstream.hold:Hold.connect",
     "botproxy.upstream.connection:UpstreamConnection.read_head",
-    "botproxy.upstream.connection:UpstreamConnection.read_body",
+    "botproxy.upstream.connection:UpstreamConnection.take_body",
     "botproxy.server.worker:Worker._log",
 )
 """Where an error of ours may strike: from the first byte of a connection to the line in the log."""

@@ -21,14 +21,14 @@ def request(*lines: bytes, line: bytes = b"GET / HTTP/1.1", host: bytes = b"Host
 def test_a_plain_head_is_read() -> None:
     head = parse_request(request(b"X-A:  b \t", b"content-length: 5", line=b"POST /a?b=c HTTP/1.1"), LIMITS)
     assert (head.method, head.target, head.host) == (b"POST", b"/a?b=c", "bot.example")
-    assert head.fields[1] == (b"x-a", b"X-A", b"b")
+    assert list(head.fields)[1] == (b"x-a", b"X-A", b"b")
     assert head.content_length == 5
     assert head.keep_alive
 
 
 def test_names_keep_their_spelling_and_values_their_bytes() -> None:
     head = parse_request(request(b"X-SpElLiNg: caf\xe9 \xff"), LIMITS)
-    assert head.fields[-1] == (b"x-spelling", b"X-SpElLiNg", b"caf\xe9 \xff")
+    assert list(head.fields)[-1] == (b"x-spelling", b"X-SpElLiNg", b"caf\xe9 \xff")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_ambiguity_is_refused(raw: bytes, error: type[errors.ProxyError]) -> Non
 
 @pytest.mark.parametrize("name", [b"X_Custom", b"X_Forwarded_For"])
 def test_underscores_are_left_to_the_header_policy(name: bytes) -> None:
-    assert parse_request(request(name + b": a"), LIMITS).fields[-1][1] == name
+    assert list(parse_request(request(name + b": a"), LIMITS).fields)[-1][1] == name
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_whatever_the_scanner_accepts_h11_accepts_with_the_same_meaning(
     method: bytes, target: bytes, version: bytes, lines: list[bytes]
 ) -> None:
     raw = b"%b %b HTTP/%b\r\nHost: bot.example\r\n%b\r\n" % (method, target, version, b"".join(lines))
-    if module._REQUEST.fullmatch(raw) is None:
+    if module._REQUEST.fullmatch(raw) is None and module._LOOSE_REQUEST.fullmatch(raw) is None:
         return
     try:
         ours = parse_request(raw, LIMITS)

@@ -25,8 +25,11 @@ PEER = Peer("192.0.2.1", 50000, 443)
 
 def shown(**values: Any) -> dict[str, Any]:
     """The line of a request, which must be one, printable and fit into one write, read back."""
-    values = dict[str, Any](id="0f5c", peer=PEER, client=PEER.address, started=1.0) | values
-    line = access.line(Record(**values), 0.0)
+    record = Record("0f5c", PEER, PEER.address, 1.0)
+    for name, value in values.items():
+        assert hasattr(record, name)
+        setattr(record, name, value)
+    line = access.line(record, 0.0)
     assert re.fullmatch(rb"[ -~]+\n", line)
     assert len(line) <= PIPE_BUF
     return dict(json.loads(line))

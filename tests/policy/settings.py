@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from botproxy.config.schema import Config
-from botproxy.model import Field, Peer, RequestHead, make_field
+from botproxy.fields import Fields
+from botproxy.model import Peer, RequestHead
 
 PEER = Peer("203.0.113.7", 40000, 443)
 PROXY = Peer("10.0.0.1", 40000, 443, trusted=True)
@@ -15,8 +16,8 @@ def config(**keys: Any) -> Config:
     return Config.model_validate({"certificates": [{"chain": "chain.pem", "key": "key.pem"}], **keys})
 
 
-def fields(*pairs: tuple[str, str]) -> list[Field]:
-    return [make_field(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+def fields(*pairs: tuple[str, str]) -> Fields:
+    return Fields.of(*((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs))
 
 
 def head(*pairs: tuple[str, str], **changes: Any) -> RequestHead:

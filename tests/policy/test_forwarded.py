@@ -23,7 +23,7 @@ def client(*values: str, peer: Peer = PROXY) -> str:
 def told(*pairs: tuple[str, str], peer: Peer = PROXY) -> dict[str, str]:
     asked = head(*pairs)
     address = client_address(peer, asked.fields, TRUSTED.trusted_proxies)
-    return dict(parsed(TowardBot(TRUSTED)(asked, peer, address, b"https", "id")))
+    return dict(parsed(TowardBot(TRUSTED).block(asked, peer, address, b"https", "id")))
 
 
 def test_a_peer_that_is_not_trusted_is_the_client_whatever_it_says() -> None:

@@ -26,7 +26,7 @@ UNTOLD = [kind for kind in kinds() if kind.status is None]
 
 def rendered(error: errors.ProxyError, accept: bytes | None = None) -> tuple[int, dict[bytes, bytes], str]:
     status, fields, body = render(error, ID, accept)
-    assert len({lower for lower, _, _ in fields}) == len(fields)
+    assert len({lower for lower, _, _ in fields}) == len(list(fields))
     return status, {name: value for _, name, value in fields}, body.decode("ascii")
 
 

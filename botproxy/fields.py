@@ -1,0 +1,96 @@
+"""The fields of a message head: their lines as they were sent, and where each name stands.
+
+A line is `Name: value`: one space, nothing around the value, no line end. The heads of one
+sender have mostly the same names in the same order, which is their shape. What follows from
+names alone is worked out once for a shape and kept with it, so that a head costs one lookup
+where each of its fields would cost several.
+
+Decides nothing. Used by `http.head`, which makes them, and by `policy.*`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+_NAME = re.compile(rb"([^:]+): [^\r]*+\r\n")
+_USUAL = 40
+"""Fields of a head whose shape is worth remembering."""
+_REMEMBERED = 128
+"""Shapes at most; with names at random they take less than 4 MiB."""
+
+
+class Shape:
+    """The names of a head, in order."""
+
+    __slots__ = ("lower", "names", "places", "plans")
+
+    def __init__(self, names: tuple[bytes, ...]) -> None:
+        self.names = names
+        """As they were sent."""
+        self.lower = tuple(name.lower() for name in names)
+        self.places: dict[bytes, tuple[int, ...]] = {}
+        """Where each name stands, by its lower case."""
+        for place, name in enumerate(self.lower):
+            self.places[name] = (*self.places.get(name, ()), place)
+        self.plans: dict[object, Any] = {}
+        """What others have worked out from it, each under itself; it goes when the shape goes."""
+
+
+class Fields:
+    """Iterates over (name in lower case, name as sent, value)."""
+
+    __slots__ = ("lines", "shape")
+
+    def __init__(self, lines: Sequence[bytes], shape: Shape) -> None:
+        self.lines = lines
+        self.shape = shape
+
+    @classmethod
+    def of(cls, *pairs: tuple[bytes, bytes]) -> Fields:
+        """From names and values."""
+        lines = [name + b": " + value for name, value in pairs]
+        return cls(lines, _shape(tuple(name for name, _ in pairs)))
+
+    @classmethod
+    def scanned(cls, block: bytes) -> Fields:
+        """From lines of the form above, each with CRLF behind it."""
+        lines = block.split(b"\r\n")
+        lines.pop()
+        return cls(lines, _shape(tuple(_NAME.findall(block))))
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Of all fields with this name, which is in lower case."""
+        places = self.shape.places.get(name)
+        if places is None:
+            return []
+        behind = len(name) + 2
+        if len(places) == 1:
+            return [self.lines[places[0]][behind:]]
+        return [self.lines[place][behind:] for place in places]
+
+    def without(self, names: Collection[bytes]) -> Fields:
+        """As if fields with these names, in lower case, had not been sent."""
+        return Fields.of(*((name, value) for lower, name, value in self if lower not in names))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fields) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes, bytes]]:
+        shape = self.shape
+        for lower, name, line in zip(shape.lower, shape.names, self.lines, strict=True):
+            yield lower, name, line[len(name) + 2 :]
+
+
+# Private
+
+
+def _shape(names: tuple[bytes, ...]) -> Shape:
+    return _remembered(names) if len(names) <= _USUAL else Shape(names)
+
+
+_remembered = lru_cache(maxsize=_REMEMBERED)(Shape)
