@@ -14,8 +14,6 @@ from botproxy.net.stream import SocketStream, StreamClosed, StreamTimeout
 
 HALF_OPEN = 30.0
 """Seconds of silence granted to the second side once the first has ended."""
-QUIET_EVERY = 0.02
-"""Seconds between two looks whether the other side's bytes have been passed on."""
 
 
 class Tunnel:
@@ -61,17 +59,8 @@ class Tunnel:
             await sink.drain()
         self._ended += 1
         await sink.drain(low=0, high=0)
-        await self._wait_until_quiet(sink)
         sink.send_end()
         sink.set_read_deadline(self._deadline())  # it may have been waiting with the longer patience
-
-    async def _wait_until_quiet(self, sink: SocketStream) -> None:
-        """OpenSSL fails when data arrives while the end is being sent, and that data would be lost."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + HALF_OPEN
-        # The kernel is asked again and again: it tells no event of silence.
-        while not (sink.is_quiet() or sink.ended or sink.error) and loop.time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(QUIET_EVERY)
 
     async def _read(self, source: SocketStream) -> bytes:
         """The next bytes; silence counts only when the other side is silent as well."""

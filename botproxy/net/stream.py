@@ -345,6 +345,7 @@ class SocketStream:
             await self.drain(low=0, high=0)
             self._discarding = True
             self.send_end()
+            await self.drain(low=0, high=0)
             if linger and self.error is None:
                 await self._linger()
         except (StreamClosed, StreamTimeout):
@@ -371,6 +372,13 @@ class SocketStream:
             if waiter is not None and not waiter.done():
                 waiter.set_exception(StreamClosed("closed"))
         self._close_socket()
+
+    def release(self) -> None:
+        """Let go of the socket, which stays open; for somebody who has nothing to wait for here."""
+        self._pause()
+        self._stop_writing()
+        self._closed = True
+        self._deadlines.forget(self)
 
     def abort(self) -> None:
         """Close with a reset, so that the peer cannot take what it has for everything."""

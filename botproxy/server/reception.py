@@ -242,15 +242,15 @@ class Reception:
             if error.alert is not None:
                 self._log_handshake(peer.address, error, monotonic() - started)
             raise Refused from None
-        secured = stream.sock
-        assert isinstance(secured, tls.AcceptedSocket)
+        secured = stream.tls
+        assert isinstance(secured, tls.Accepted)
         served = secured.served
         cipher = secured.cipher()
         return stream, TlsInfo(
             version=secured.version() or "",
             cipher=cipher[0] if cipher else "",
             sni=secured.sni,
-            resumed=bool(secured.session_reused),
+            resumed=secured.session_reused,
             handshake=monotonic() - started,
             hsts=isinstance(served, Served) and served.hsts,
         )

@@ -1,4 +1,4 @@
-"""What a TLS ClientHello says, read before OpenSSL sees it.
+"""What a TLS ClientHello says, read beside OpenSSL.
 
 Python's ssl completes a handshake with a client that offers only protocols we
 do not speak (RFC 7301 3.2 wants it refused), and sends nothing to a client that
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 HELLO_LIMIT = 32 * 1024
 """Bytes of a hello, records included. Browsers with post-quantum key shares send about 2 KiB."""
+OUR_PROTOCOLS = frozenset({b"http/1.1", b"http/1.0"})
 _HANDSHAKE_RECORD = 0x16
 _CLIENT_HELLO = 1
 _ALPN = 16
@@ -31,6 +32,26 @@ class NotTls(Exception):
 
 class BadHello(Exception):
     """A handshake record whose hello is cut, too long or malformed."""
+
+
+def is_handshake(data: bytes) -> bool:
+    """Whether what a client sends first is TLS; `data` is not empty."""
+    return data[0] == _HANDSHAKE_RECORD
+
+
+def offers_only_others(data: bytes) -> bool:
+    """Whether the hello at the start of `data` offers application protocols, and none of ours.
+
+    False for a hello that OpenSSL refuses by itself.
+    """
+    in_one_record = data[3:5] == (4 + int.from_bytes(data[6:9], "big")).to_bytes(4, "big")[2:]
+    if in_one_record and (b"\0\x10" not in data or b"\x08http/1.1" in data):
+        return False  # it holds no such extension, or one of ours: as nearly always
+    try:
+        hello = read_hello(data)
+    except (NotTls, BadHello):
+        return False
+    return isinstance(hello, Hello) and bool(hello.protocols) and OUR_PROTOCOLS.isdisjoint(hello.protocols)
 
 
 def read_hello(data: bytes) -> Hello | int:

@@ -1,10 +1,10 @@
 """TLS over a non-blocking socket: the handshake, and the stream that follows.
 
-OpenSSL works directly on the socket (no memory buffers between), which is
-cheaper than the event loop's own TLS transport and keeps the real reason of a
-failed handshake: the alert with which the peer refused our certificate. The
-policy is the listener context's; which certificate is served is asked of
-`Accepting.select` in the server-name callback.
+OpenSSL works between two buffers in memory, and what goes over the socket goes in as few
+system calls as there are turns: one to receive, one to send. It is cheaper than the event
+loop's own TLS transport, and keeps the real reason of a failed handshake: the alert with
+which the peer refused our certificate. The policy is the listener context's; which
+certificate is served is asked of `install`'s `select` in the server-name callback.
 
 Before: `server.listener`. After: `http.h1`, which sees a `SocketStream`.
 """
@@ -18,15 +18,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 from botproxy.net.deadlines import Deadlines
-from botproxy.net.readiness import Readiness
-from botproxy.net.stream import READ_SIZE, SocketStream
-from botproxy.tls.hello import BadHello, NotTls, read_hello
+from botproxy.net.stream import READ_SIZE, SocketStream, StreamTimeout
+from botproxy.tls.hello import is_handshake, offers_only_others
 
-OUR_PROTOCOLS = frozenset({b"http/1.1", b"http/1.0"})
+HANDSHAKE_LIMIT = 64 * 1024
+"""Bytes a client may send before its handshake is complete; more than any hello and certificate need."""
 _NO_APPLICATION_PROTOCOL = 120  # RFC 7301 3.2; has no name in the ssl module before 3.13
 _MAX_RECORD = 16384
-_BULK = 8192
-"""A received record at least this long is probably followed by another."""
 
 
 class HandshakeFailed(Exception):
@@ -56,12 +54,21 @@ class Selected(Protocol):
     def context(self) -> ssl.SSLContext: ...
 
 
-class AcceptedSocket(ssl.SSLSocket):
-    """A server-side TLS socket that remembers what its client asked for."""
+class Accepted(ssl.SSLObject):
+    """The server's side of a connection, which remembers what its client asked for."""
 
     sni: str | None = None
     served: Selected | None = None
-    foreign_protocols = False
+    received = b""
+    """From the client, until the handshake is complete."""
+
+    def hear(self, data: bytes) -> None:
+        """Raises PlainHttp, HandshakeFailed."""
+        if not self.received and data and not is_handshake(data):
+            raise PlainHttp
+        self.received += data
+        if len(self.received) > HANDSHAKE_LIMIT:
+            raise HandshakeFailed("handshake_too_long", sni=self.sni)
 
 
 def install(listener: ssl.SSLContext, select: Callable[[str | None], Selected | None]) -> None:
@@ -70,102 +77,168 @@ def install(listener: ssl.SSLContext, select: Callable[[str | None], Selected | 
     `select` gets the name as the client sent it (None without one) and returns None to refuse it.
     """
 
-    def choose(sock: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> int | None:
-        assert isinstance(sock, AcceptedSocket)
-        sock.sni = name
-        if sock.foreign_protocols:
+    def choose(tls: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> int | None:
+        assert isinstance(tls, Accepted)
+        tls.sni = name
+        if offers_only_others(tls.received):
             return _NO_APPLICATION_PROTOCOL
         served = select(name)
         if served is None:
             return int(ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
-        sock.served = served
-        sock.context = served.context
+        tls.served = served
+        tls.context = served.context
         return None
 
-    listener.sslsocket_class = AcceptedSocket
-    # The stubs know the callback only with the base class's socket.
+    listener.sslobject_class = Accepted
+    # The stubs know the callback only with a socket.
     listener.sni_callback = choose
 
 
 class TlsStream(SocketStream):
-    """A byte stream over an established TLS connection."""
+    """A byte stream over TLS. Until `shake` is over, it reads what comes as it comes."""
 
-    sock: ssl.SSLSocket
-    _pending_error: OSError | None = None
-    """Why the connection broke behind what was received; raised by the next receive."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        server_name: str | None,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+    ) -> None:
+        """`server_name`: that of the peer; None where the peer is the client."""
+        super().__init__(sock, loop, deadlines)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
+        )
+        self._established = False
+        self._verdict: OSError | bool = False
+        """What stands behind the bytes received last: an orderly end (True), or why the connection broke."""
 
     def peer_alert(self) -> str | None:
         """The alert with which the peer broke the connection, if it did."""
         return alert_name(self.error) if isinstance(self.error, ssl.SSLError) else None
 
+    async def shake(self, deadline: float) -> None:
+        """The handshake. Raises HandshakeFailed; StreamTimeout at `deadline`, StreamClosed."""
+        client = self.tls if isinstance(self.tls, Accepted) else None
+        complete = client is None and self._advance()
+        while not complete:
+            data = await self.read(deadline)
+            if client is not None:
+                client.hear(data)
+            if data:
+                self._incoming.write(data)
+            else:
+                self._incoming.write_eof()
+            complete = self._advance()
+        self._established = True
+        if client is not None:
+            client.received = b""
+        # In TLS 1.3 nobody waits for our last flight, which holds the tickets: it goes with the first answer.
+        if not self._incoming.pending or self.tls.version() != "TLSv1.3":
+            self._send_sealed()
+        if rest := self.take():
+            self._incoming.write(rest)
+        if self._incoming.pending:
+            self.unread(self._unseal())
+            self._settle()
+
+    def _advance(self) -> bool:
+        """Go on with the handshake; whether it is complete."""
+        try:
+            self.tls.do_handshake()
+            return True
+        except ssl.SSLWantReadError:
+            self._send_sealed()
+            return False
+        except ssl.SSLError as error:
+            self._send_sealed()  # our alert
+            raise _failure(error, self.tls) from error
+
+    # What the peer sends
+
+    def is_quiet(self) -> bool:
+        return super().is_quiet() and not self._incoming.pending
+
+    def _on_readable(self) -> None:
+        super()._on_readable()
+        if self._verdict:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Act on what stood behind the bytes that are delivered now."""
+        verdict, self._verdict = self._verdict, False
+        if isinstance(verdict, OSError):
+            self._break(verdict)
+        elif verdict:
+            self._end()
+
+    def _recv(self) -> bytes | None:
+        raw = super()._recv()
+        if raw is None or self._discarding or not self._established:
+            return raw
+        if raw:
+            self._incoming.write(raw)
+        else:
+            self._incoming.write_eof()
+        return self._unseal() or None
+
+    def _unseal(self) -> bytes:
+        """The content of all complete records that have arrived."""
+        incoming, read = self._incoming, self.tls.read
+        content = b""
+        try:
+            content = piece = read(READ_SIZE)
+            while piece and incoming.pending:
+                piece = read(READ_SIZE)
+                content += piece
+            if not piece:
+                self._verdict = True  # close_notify
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._verdict = True  # the same, after ours
+        except OSError as error:
+            self._verdict = error
+        if self._outgoing.pending:  # an alert of ours, an answer to a change of keys
+            self._send_sealed()
+        return content
+
+    # What the peer gets
+
+    def write(self, data: bytes) -> None:
+        if self._write_error is not None or self._closed:
+            return
+        try:
+            if len(data) <= _MAX_RECORD:
+                self.tls.write(data)
+            else:
+                view = memoryview(data)
+                while view:  # OpenSSL takes one record at a time
+                    view = view[self.tls.write(view) :]
+        except OSError as error:
+            self._break_writing(error)
+            return
+        super().write(self._outgoing.read())
+
+    def _send_sealed(self) -> None:
+        if self._outgoing.pending:
+            super().write(self._outgoing.read())
+
     def _finish_sending(self) -> None:
         """close_notify, then the end of the TCP stream; reading goes on (RFC 8446 6.1)."""
         try:
-            self.sock.unwrap()
-            # Both sides have said close_notify. The socket would now pass plain bytes: read no more.
-            self._end()
+            self.tls.unwrap()
+            self._end()  # both sides have said it: what would come now is not sealed
         except ssl.SSLWantReadError:
-            pass  # ours is sent, the peer's is still to come
+            pass  # ours is written, the peer's is still to come
         except ssl.SSLError:
-            # OpenSSL takes data behind our close_notify for an error, and then reads no more.
             if not self._discarding:
                 raise
-        # SSLSocket.shutdown would forget the TLS state, and later bytes would pass undecrypted.
-        socket.socket.shutdown(self.sock, socket.SHUT_WR)
-
-    def _recv(self) -> bytes | None:
-        if self._discarding:
-            return self._recv_sealed()
-        if self._pending_error is not None:
-            raise self._pending_error
-        try:
-            data = self.sock.read(READ_SIZE)
-            if len(data) < _BULK:
-                return data
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLZeroReturnError:
-            return b""
-        return self._recv_more(data)
-
-    def _recv_sealed(self) -> bytes | None:
-        """Records as they came, for nobody will look into them."""
-        try:
-            return socket.socket.recv(self.sock, READ_SIZE)
-        except BlockingIOError:
-            return None
-
-    def _recv_more(self, first: bytes) -> bytes:
-        parts = [first]
-        size = len(first)
-        try:
-            while size < READ_SIZE - _MAX_RECORD:
-                parts.append(self.sock.read(_MAX_RECORD))
-                size += len(parts[-1])
-        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            pass  # an end of stream is reported again by the next read
-        except OSError as error:
-            self._pending_error = error  # what came before it is still good
-        return b"".join(parts)
-
-    def _send(self, data: bytes | bytearray) -> int:
-        size = len(data)
-        if size <= _MAX_RECORD:
-            try:
-                return self.sock.write(data)
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                return 0
-        total = 0
-        with memoryview(data) as view:
-            try:
-                while total < size:  # OpenSSL takes one record at a time
-                    total += self.sock.write(view[total:] if total else view)
-            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                pass
-        return total
-
-    def is_quiet(self) -> bool:
-        return super().is_quiet() and not self.sock.pending()
+        self._send_sealed()
+        if not self.unsent:
+            super()._finish_sending()
 
 
 async def accept(
@@ -175,25 +248,23 @@ async def accept(
     deadlines: Deadlines,
     deadline: float,
 ) -> TlsStream:
-    """The server side of a handshake on `sock`, which the caller closes when this raises.
+    """The server side of a handshake on `sock`, which is closed when this raises anything but PlainHttp.
 
     Raises HandshakeFailed; TimeoutError at `deadline`; OSError when the connection broke.
     """
-    tls: ssl.SSLSocket | None = None
+    stream = TlsStream(sock, listener, None, loop, deadlines)
     try:
-        with Readiness(sock, loop, deadlines, deadline) as readiness:
-            foreign = await _wait_for_hello(sock, readiness)
-            tls = listener.wrap_socket(
-                sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-            )
-            assert isinstance(tls, AcceptedSocket)
-            tls.foreign_protocols = foreign
-            await _shake(tls, readiness)
-            return TlsStream(tls, loop, deadlines)  # takes the place of the one that waited
-    except BaseException:
-        if tls is not None:  # the socket is no longer the caller's
-            tls.close()
+        await stream.shake(deadline)
+    except PlainHttp:
+        stream.release()
         raise
+    except StreamTimeout:
+        stream.shut()
+        raise TimeoutError from None
+    except BaseException:
+        stream.shut()
+        raise
+    return stream
 
 
 async def connect(
@@ -208,16 +279,16 @@ async def connect(
 
     Raises HandshakeFailed, TimeoutError at `deadline`, OSError when the connection broke.
     """
-    tls = context.wrap_socket(
-        sock, server_hostname=server_name, do_handshake_on_connect=False, suppress_ragged_eofs=False
-    )
+    stream = TlsStream(sock, context, server_name, loop, deadlines)
     try:
-        with Readiness(tls, loop, deadlines, deadline) as readiness:
-            await _shake(tls, readiness)
-            return TlsStream(tls, loop, deadlines)
+        await stream.shake(deadline)
+    except StreamTimeout:
+        stream.shut()
+        raise TimeoutError from None
     except BaseException:
-        tls.close()
+        stream.shut()
         raise
+    return stream
 
 
 def alert_name(error: ssl.SSLError) -> str | None:
@@ -226,58 +297,13 @@ def alert_name(error: ssl.SSLError) -> str | None:
     return name.lower() if found else None
 
 
-async def _wait_for_hello(sock: socket.socket, readiness: Readiness) -> bool:
-    """Wait until the whole hello is in the kernel; True when it offers only foreign protocols.
-
-    The hello is only looked at (MSG_PEEK). While it is incomplete the kernel is told how much is
-    needed (SO_RCVLOWAT), because the part that is there already would wake us for ever.
-    """
-    needed = 1
-    try:
-        while True:
-            try:
-                data = sock.recv(max(needed, 2048), socket.MSG_PEEK)
-            except BlockingIOError:
-                await readiness.readable()
-                continue
-            if len(data) < needed:
-                raise ConnectionResetError("the client left inside its hello")
-            hello = read_hello(data)
-            if not isinstance(hello, int):
-                return bool(hello.protocols) and OUR_PROTOCOLS.isdisjoint(hello.protocols)
-            if hello > len(data):
-                needed = hello
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, needed)
-                await readiness.readable()
-    except NotTls:
-        raise PlainHttp from None
-    except BadHello:
-        return False  # OpenSSL refuses it, with the right alert
-    finally:
-        if needed > 1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
-
-async def _shake(tls: ssl.SSLSocket, readiness: Readiness) -> None:
-    while True:
-        try:
-            tls.do_handshake()
-            return
-        except ssl.SSLWantReadError:
-            await readiness.readable()
-        except ssl.SSLWantWriteError:
-            await readiness.writable()
-        except ssl.SSLError as error:
-            raise _failure(error, tls) from error
-
-
 def is_broken_off(error: ssl.SSLError) -> bool:
     """Whether the connection ended without a word; Python before 3.11.4 has no exception for that."""
     is_so = isinstance(error, ssl.SSLEOFError | ssl.SSLSyscallError)
     return is_so or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
-def _failure(error: ssl.SSLError, tls: ssl.SSLSocket) -> HandshakeFailed:
+def _failure(error: ssl.SSLError, tls: ssl.SSLObject) -> HandshakeFailed:
     sni = getattr(tls, "sni", None)
     if alert := alert_name(error):
         return HandshakeFailed("refused_by_peer", alert=alert, sni=sni)

@@ -24,7 +24,6 @@ from botproxy.control import channel, packets
 from botproxy.control.channel import Commit, Expect, Expecting, Met, Prepare, Prepared, Refused, Serving
 from botproxy.keeper.probes import NO_PEER_KNOWN, Endpoint
 from botproxy.keeper.workers import Offer, Workers
-from botproxy.tls import stream as tls
 from botproxy.tls.context import CertificateSet, Handed, Served, listener_context
 from botproxy.tls.proof import prove
 from tests.certs import Issued
@@ -204,7 +203,15 @@ class Played:
         `how`: `proxy_protocol`, whether a PROXY header is due; `hangs_up`, whether that is all it does.
         """
         context = listener_context(Tls())
-        tls.install(context, lambda sni: shows or (self.current.select(sni) if self.current else None))
+
+        def choose(asked: ssl.SSLObject | ssl.SSLSocket, sni: str | None, _: ssl.SSLContext) -> int | None:
+            served = shows or (self.current.select(sni) if self.current else None)
+            if served is None:
+                return int(ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
+            asked.context = served.context
+            return None
+
+        context.sni_callback = choose
         self.listener = sock
         self._start(lambda: self._accept(sock, context, **how))
         return self

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from botproxy.tls.hello import HELLO_LIMIT, BadHello, Hello, NotTls, read_hello
+from botproxy.tls.hello import HELLO_LIMIT, BadHello, Hello, NotTls, offers_only_others, read_hello
 
 
 def hello_of(*protocols: str) -> bytes:
@@ -65,6 +65,29 @@ def test_an_endless_hello_is_refused_before_it_is_there() -> None:
     filler = b"\x16\x03\x01\x40\x00" + b"\x01\x00\x7f\xf0" + b"\0" * 0x3FFC
     with pytest.raises(BadHello):
         read_hello((filler * 3)[: HELLO_LIMIT + 10])
+
+
+@pytest.mark.parametrize("size", [1, 3, 100, 16384])
+@pytest.mark.parametrize(
+    ("protocols", "others"),
+    [
+        ((), False),
+        (("h2",), True),
+        (("h2", "http/1.1"), False),
+        (("http/1.0",), False),
+        (("http/1.10",), True),
+    ],
+)
+def test_who_offers_only_other_protocols_is_known(
+    protocols: tuple[str, ...], others: bool, size: int
+) -> None:
+    assert offers_only_others(in_records(hello_of(*protocols), size)) is others
+
+
+def test_a_hello_that_is_none_is_left_to_openssl() -> None:
+    assert not offers_only_others(b"GET / HTTP/1.1\r\n")
+    assert not offers_only_others(b"\x16\x03\x01\x00\x10\x02" + bytes(15))
+    assert not offers_only_others(hello_of("h2")[:-20])
 
 
 @given(st.binary(max_size=80), st.integers(0, 60))

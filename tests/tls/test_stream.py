@@ -122,6 +122,81 @@ def test_after_our_end_the_peer_is_still_heard(listener: ssl.SSLContext, ca: Aut
     tell(listener, ca, client, story)
 
 
+def test_what_crosses_our_end_is_heard(listener: ssl.SSLContext, ca: Authority) -> None:
+    """OpenSSL takes what comes after our close_notify for an error if it gets to see it there."""
+    sent = threading.Event()
+
+    def client(sock: ssl.SSLSocket) -> None:
+        sock.sendall(b"crossing")
+        sent.set()
+        assert sock.recv(10) == b""
+        sock.sendall(b", and later")
+
+    async def story(stream: TlsStream) -> None:
+        assert sent.wait(5)  # it lies in the kernel, for the loop stands still
+        stream.send_end()
+        data = await stream.read()
+        while data != b"crossing, and later":
+            data += await stream.read()
+
+    tell(listener, ca, client, story)
+
+
+def test_an_end_right_behind_the_last_bytes_is_seen(listener: ssl.SSLContext, ca: Authority) -> None:
+    """Nothing follows that would wake us once more: the peer waits for our end."""
+    sent = threading.Event()
+
+    def client(sock: ssl.SSLSocket) -> None:
+        sock.sendall(b"last")
+        sock.settimeout(0.1)
+        with pytest.raises((TimeoutError, ssl.SSLError)):
+            sock.unwrap()  # ours is out when the wait for the other one is over
+        sent.set()
+
+    async def story(stream: TlsStream) -> None:
+        assert sent.wait(5)
+        assert await everything(stream) == b"last"
+
+    tell(listener, ca, client, story)
+
+
+def test_what_does_not_fit_into_the_kernel_follows(listener: ssl.SSLContext, ca: Authority) -> None:
+    size = 3_000_000
+
+    def client(sock: ssl.SSLSocket) -> None:
+        got = 0
+        while got < size:
+            got += len(sock.recv(65536))
+        assert sock.recv(10) == b""
+
+    async def story(stream: TlsStream) -> None:
+        for _ in range(size // 30_000):
+            stream.write(b"y" * 30_000)
+            await stream.drain()
+        await stream.close()
+        assert stream.error is None
+
+    tell(listener, ca, client, story)
+
+
+def test_a_client_that_never_comes_to_an_end_of_its_hello_is_sent_away(
+    listener: ssl.SSLContext,
+) -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    record = b"\x16\x03\x01\x40\x00"
+    far.sendall(record + b"\x01\x01\x00\x00" + bytes(0x3FFC) + (record + bytes(0x4000)) * 5)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(tls.HandshakeFailed):
+            await tls.accept(near, listener, loop, Deadlines(loop), loop.time() + 5)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 10))
+    far.close()
+
+
 def test_the_peers_alert_is_kept(listener: ssl.SSLContext, tmp_path: Path) -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
