@@ -6,6 +6,7 @@ Wire bytes stay `bytes`. Nothing here does I/O or decides anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from botproxy.fields import Fields
 
@@ -51,8 +52,7 @@ class ResponseHead:
     """Whether the bot allows another request on its connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """Who is at the other end of a client connection."""
 
     address: str
@@ -64,8 +64,7 @@ class Peer:
     """Whether it is one of `trusted_proxies`."""
 
 
-@dataclass(frozen=True, slots=True)
-class TlsInfo:
+class TlsInfo(NamedTuple):
     """What a handshake agreed on."""
 
     version: str

@@ -49,33 +49,36 @@ class StreamClosed(ConnectionError):
 class SocketStream:
     """A byte stream over `sock`, which it owns from now on."""
 
+    on_lost: Callable[[], None] | None = None
+    """Called once when the peer ends or breaks the connection while nobody reads."""
+    ended = False
+    """The peer sent its end of stream, in order."""
+    error: OSError | None = None
+    """Why the stream is dead."""
+    sent = 0
+    """Bytes that the kernel took."""
+    # What a stream begins with stands here, and is not set for each.
+    _inbox = b""
+    _reading = False
+    _writing = False
+    _reader: asyncio.Future[None] | None = None
+    _drainer: asyncio.Future[None] | None = None
+    _read_deadline = inf
+    _write_patience = inf
+    _write_deadline = inf
+    _write_error: OSError | None = None
+    _end_sent = False
+    _discarding = False
+    """Set by `close`: what still comes is read only to be forgotten."""
+    _closed = False
+
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         self.sock = sock
-        self.on_lost: Callable[[], None] | None = None
-        """Called once when the peer ends or breaks the connection while nobody reads."""
-        self.ended = False
-        """The peer sent its end of stream, in order."""
-        self.error: OSError | None = None
-        """Why the stream is dead."""
-        self.sent = 0
         self._loop = loop
         self._poller = poller_of(loop)
         self._deadlines = deadlines
         self._fd = sock.fileno()
-        self._inbox: bytes = b""
         self._outbox = bytearray()
-        self._reading = False
-        self._writing = False
-        self._reader: asyncio.Future[None] | None = None
-        self._drainer: asyncio.Future[None] | None = None
-        self._read_deadline = inf
-        self._write_patience = inf
-        self._write_deadline = inf
-        self._write_error: OSError | None = None
-        self._end_sent = False
-        self._discarding = False
-        """Set by `close`: what still comes is read only to be forgotten."""
-        self._closed = False
         deadlines.watch(self)
         self._resume()
 
@@ -342,10 +345,12 @@ class SocketStream:
         unread bytes makes the kernel send a reset, and a reset can overtake our last response.
         """
         try:
-            await self.drain(low=0, high=0)
+            if not self.is_clear:
+                await self.drain(low=0, high=0)
             self._discarding = True
             self.send_end()
-            await self.drain(low=0, high=0)
+            if self._outbox:
+                await self.drain(low=0, high=0)
             if linger and self.error is None:
                 await self._linger()
         except (StreamClosed, StreamTimeout):

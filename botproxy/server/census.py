@@ -15,6 +15,7 @@ import math
 import mmap
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 from botproxy import errors
 from botproxy.config.schema import RateLimit
@@ -85,6 +86,8 @@ class Census:
 
     def _sum(self, cell: int) -> int:
         counts = self._counts
+        if self._seats.used == 1:
+            return counts[cell]
         return sum([counts[at] for at in range(cell, self._seats.used * _ROW, _ROW)])
 
 
@@ -133,5 +136,6 @@ def _is_on(limit: RateLimit) -> bool:
     return limit.total is not None or limit.per_address is not None
 
 
+@lru_cache(maxsize=1024)
 def _bucket(address: str) -> int:
     return hash(address_key(address)) % BUCKETS

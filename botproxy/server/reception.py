@@ -93,6 +93,8 @@ class Reception:
         self._connections: set[ClientConnection] = set()
         self._shaking: dict[asyncio.Task[None], float] = {}
         """TLS connections without a finished handshake, oldest first, and since when."""
+        self._has_room = True
+        """Whether fewer handshakes than the cap are under way."""
         self._making_room: asyncio.TimerHandle | None = None
         self._draining = False
         self._paused = False
@@ -269,7 +271,7 @@ class Reception:
                 break
             del self._shaking[task]
             task.cancel()
-        self._accept_tls(len(self._shaking) < self._handshake_limit)
+        self._accept_tls()
 
     def _room_due(self) -> None:
         self._making_room = None
@@ -277,11 +279,15 @@ class Reception:
 
     def _leave_handshake(self, task: asyncio.Task[None] | None) -> None:
         if task is not None and self._shaking.pop(task, None) is not None:
-            self._accept_tls(len(self._shaking) < self._handshake_limit)
+            self._accept_tls()
 
-    def _accept_tls(self, accepting: bool) -> None:
+    def _accept_tls(self) -> None:
+        has_room = len(self._shaking) < self._handshake_limit
+        if has_room == self._has_room:
+            return
+        self._has_room = has_room
         for listener in () if self._paused else self._tls_listeners:
-            if accepting:
+            if has_room:
                 listener.start()
             else:
                 listener.pause()
@@ -322,7 +328,8 @@ class Reception:
     def resume(self) -> None:
         self._paused = False
         for listener in self._listeners:
-            listener.start()
+            if self._has_room or listener not in self._tls_listeners:
+                listener.start()
 
     def stop(self) -> None:
         """Accept no more."""
@@ -357,10 +364,10 @@ def _peer(address: Any, local_port: int, trusted: Sequence[Network]) -> Peer:
     """The other end as the kernel names it; IPv4-mapped addresses are written as IPv4."""
     if not isinstance(address, tuple):
         return Peer("127.0.0.1", 0, local_port, trusted=False)  # a Unix socket passed with fd:N
-    host = str(address[0]).partition("%")[0]
-    if host.startswith("::ffff:"):
-        host = host.removeprefix("::ffff:")
-    return Peer(host, int(address[1]), local_port, _within(host, trusted))
+    host, port = address[0], address[1]
+    if ":" in host:
+        host = host.partition("%")[0].removeprefix("::ffff:")
+    return Peer(host, port, local_port, _within(host, trusted))
 
 
 def _is_our_own(sock: socket.socket, peer: Peer) -> bool:
