@@ -334,7 +334,9 @@ class SocketStream:
         if not self._end_sent:
             self._end_sent = True
             try:
-                self._finish_sending()
+                self._say_end()
+                if not self._outbox:
+                    self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:
                 self._break(error)
 
@@ -348,12 +350,15 @@ class SocketStream:
             if not self.is_clear:
                 await self.drain(low=0, high=0)
             self._discarding = True
-            self.send_end()
+            if linger:
+                self.send_end()
+                if self.error is None:
+                    await self._linger()
+            elif not self._end_sent:
+                self._say_end()
             if self._outbox:
                 await self.drain(low=0, high=0)
-            if linger and self.error is None:
-                await self._linger()
-        except (StreamClosed, StreamTimeout):
+        except (StreamTimeout, OSError):
             pass  # the peer does not want the rest; the socket is closed below all the same
         finally:
             self.shut()
@@ -418,8 +423,8 @@ class SocketStream:
         except (BlockingIOError, InterruptedError):
             return 0
 
-    def _finish_sending(self) -> None:
-        self.sock.shutdown(socket.SHUT_WR)
+    def _say_end(self) -> None:
+        """What a protocol on top says before the end; a bare socket says nothing."""
 
     def _close_socket(self) -> None:
         self.sock.close()

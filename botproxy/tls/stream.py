@@ -135,14 +135,20 @@ class TlsStream(SocketStream):
         self._established = True
         if client is not None:
             client.received = b""
-        # In TLS 1.3 nobody waits for our last flight, which holds the tickets: it goes with the first answer.
-        if not self._incoming.pending or self.tls.version() != "TLSv1.3":
+        if client is None or self.tls.version() != "TLSv1.3":
             self._send_sealed()
+        # Else our last flight holds nothing but tickets, for which nobody waits: see `check`.
         if rest := self.take():
             self._incoming.write(rest)
         if self._incoming.pending:
             self.unread(self._unseal())
             self._settle()
+
+    def check(self, now: float) -> None:
+        # Tickets go with our first answer, which spares a packet; here where none has come until now.
+        if self._outgoing.pending and self._established:
+            self._send_sealed()
+        super().check(now)
 
     def _advance(self) -> bool:
         """Go on with the handshake; whether it is complete."""
@@ -226,8 +232,8 @@ class TlsStream(SocketStream):
         if self._outgoing.pending:
             super().write(self._outgoing.read())
 
-    def _finish_sending(self) -> None:
-        """close_notify, then the end of the TCP stream; reading goes on (RFC 8446 6.1)."""
+    def _say_end(self) -> None:
+        """close_notify; reading goes on (RFC 8446 6.1)."""
         try:
             self.tls.unwrap()
             self._end()  # both sides have said it: what would come now is not sealed
@@ -237,8 +243,6 @@ class TlsStream(SocketStream):
             if not self._discarding:
                 raise
         self._send_sealed()
-        if not self.unsent:
-            super()._finish_sending()
 
 
 async def accept(
