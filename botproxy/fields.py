@@ -25,7 +25,7 @@ _REMEMBERED = 128
 class Shape:
     """The names of a head, in order."""
 
-    __slots__ = ("lower", "names", "places", "plans")
+    __slots__ = ("lower", "names", "places", "plans", "single", "starts")
 
     def __init__(self, names: tuple[bytes, ...]) -> None:
         self.names = names
@@ -35,8 +35,18 @@ class Shape:
         """Where each name stands, by its lower case."""
         for place, name in enumerate(self.lower):
             self.places[name] = (*self.places.get(name, ()), place)
+        self.single = {
+            name: (places[0], len(name) + 2) for name, places in self.places.items() if len(places) == 1
+        }
+        """Of names that stand there once: the place, and where in its line the value begins."""
+        self.starts = [name + b": " for name in names]
+        """With which its lines begin, which no other shape's do."""
         self.plans: dict[object, Any] = {}
         """What others have worked out from it, each under itself; it goes when the shape goes."""
+
+
+Recent = dict[int, Shape]
+"""The last shape seen with so many fields: most probably that of the next head."""
 
 
 class Fields:
@@ -55,11 +65,21 @@ class Fields:
         return cls(lines, _shape(tuple(name for name, _ in pairs)))
 
     @classmethod
-    def scanned(cls, block: bytes) -> Fields:
-        """From lines of the form above, each with CRLF behind it."""
+    def scanned(cls, block: bytes, recent: Recent) -> Fields:
+        """From lines of the form above, each with CRLF behind it. `recent`: shapes of others of its kind."""
         lines = block.split(b"\r\n")
         lines.pop()
-        return cls(lines, _shape(tuple(_NAME.findall(block))))
+        shape = recent.get(len(lines))
+        if shape is None or not all(map(bytes.startswith, lines, shape.starts)):
+            shape = _shape(tuple(_NAME.findall(block)))
+            if len(lines) <= _USUAL:
+                recent[len(lines)] = shape
+        return cls(lines, shape)
+
+    def sole(self, name: bytes) -> bytes | None:
+        """The value of a field that stands there exactly once; `name` in lower case."""
+        found = self.shape.single.get(name)
+        return None if found is None else self.lines[found[0]][found[1] :]
 
     def values(self, name: bytes) -> list[bytes]:
         """Of all fields with this name, which is in lower case."""
@@ -67,8 +87,6 @@ class Fields:
         if places is None:
             return []
         behind = len(name) + 2
-        if len(places) == 1:
-            return [self.lines[places[0]][behind:]]
         return [self.lines[place][behind:] for place in places]
 
     def without(self, names: Collection[bytes]) -> Fields:

@@ -270,7 +270,7 @@ class Exchange:
     def finish(self) -> None:
         """The response is complete."""
         if self._chunked and not self._without_body:
-            self._hold(LAST_CHUNK)
+            self._held += LAST_CHUNK
         self.flush()
         if self._decoder is not None and not self._decoder.done:
             self.keep = False

@@ -20,7 +20,7 @@ from functools import lru_cache
 import h11
 
 from botproxy import errors
-from botproxy.fields import Fields
+from botproxy.fields import Fields, Recent
 from botproxy.model import RequestHead, ResponseHead
 
 RESPONSE_HEAD_LIMIT = 64 * 1024
@@ -41,13 +41,17 @@ _PATH = re.compile(rb"/[!\"$-\[\]-~]*")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#\\@]+)((?:[/?][!\"$-\[\]-~]*)?)")
 _NAME = re.compile(rb"[A-Za-z0-9_-]+")
 _HOST = re.compile(rb"([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
-_DIGITS = re.compile(rb"0|[1-9][0-9]{0,17}")
+_LENGTH_DIGITS = 18
+_ZERO = ord("0")
 _WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _BARE_LINE_END_IN_PART = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _HOST_LIMIT = 255 + len(":65535")
 
+_recent_requests: Recent = {}
+_recent_responses: Recent = {}
+_NOT_SERVED = frozenset({b"CONNECT", b"TRACE"})
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 
 
@@ -77,9 +81,12 @@ def parse_request(head: bytes, limits: HeadLimits) -> RequestHead:
         return _parse_unusual_request(head, limits)
     if len(target) > limits.request_line - len(method) - 10:
         raise errors.RequestLineTooLong
-    if block.count(b"\r\n") > limits.fields:
+    fields = Fields.scanned(block, _recent_requests)
+    if len(fields.lines) > limits.fields:
         raise errors.HeadTooLarge("too many fields")
-    return _request(method, target, 1 if minor == b"1" else 0, Fields.scanned(block))
+    _reject_method(method)
+    number = 1 if minor == b"1" else 0
+    return _request(method, target, number, fields, _authority(number, fields))
 
 
 def reject_early(part: bytes, checked: int, limits: HeadLimits) -> None:
@@ -127,20 +134,18 @@ def _parse_unusual_request(head: bytes, limits: HeadLimits) -> RequestHead:
             raise errors.BadRequest("a field name outside letters, digits, - and _")
     if _METHOD.fullmatch(method) is None:
         raise errors.BadRequest("the method is no upper-case token of at most 32 characters")
-    return _request(method, target, int(version[-1:]), fields)
+    _reject_method(method)
+    number = int(version[-1:])
+    target, authority = _resolve_target(method, target, _authority(number, fields))
+    return _request(method, target, number, fields, authority)
 
 
-def _request(method: bytes, target: bytes, minor: int, fields: Fields) -> RequestHead:
-    if method in (b"CONNECT", b"TRACE"):
-        raise errors.MethodNotAllowed
+def _request(method: bytes, target: bytes, minor: int, fields: Fields, authority: bytes) -> RequestHead:
     names = fields.shape.places
-    target, authority = _resolve_target(method, target, minor, fields.values(b"host"))
     host = parse_host(authority) if authority else ""
-    options = _options(fields.values(b"connection")) if b"connection" in names else _NO_OPTIONS
-    length: int | None = None
-    chunked = False
-    if b"content-length" in names or b"transfer-encoding" in names:
-        length, chunked = _request_framing(minor, fields)
+    options = _options(fields) if b"connection" in names else _NO_OPTIONS
+    length = _length(fields, errors.BadRequest) if b"content-length" in names else None
+    chunked = b"transfer-encoding" in names and _is_chunked(minor, length, fields)
     has_body = chunked or bool(length)
     websocket_key = None
     if b"upgrade" in names and b"upgrade" in options:
@@ -160,15 +165,27 @@ def _request(method: bytes, target: bytes, minor: int, fields: Fields) -> Reques
     )
 
 
-def _resolve_target(method: bytes, target: bytes, minor: int, hosts: list[bytes]) -> tuple[bytes, bytes]:
-    """Origin-form target and authority, for each of the forms of RFC 9112 3.2 that a bot may see."""
-    if len(hosts) > 1:
-        raise errors.BadRequest("more than one Host field")
-    if not hosts and minor:
-        raise errors.BadRequest("no Host field")
-    authority = hosts[0] if hosts else b""
-    if hosts and not authority:
+def _reject_method(method: bytes) -> None:
+    if method in _NOT_SERVED:
+        raise errors.MethodNotAllowed
+
+
+def _authority(minor: int, fields: Fields) -> bytes:
+    """The Host field; empty where there may be none."""
+    host = fields.sole(b"host")
+    if host:
+        return host
+    if host is not None:
         raise errors.BadRequest("an empty Host field")
+    if b"host" in fields.shape.places:
+        raise errors.BadRequest("more than one Host field")
+    if minor:
+        raise errors.BadRequest("no Host field")
+    return b""
+
+
+def _resolve_target(method: bytes, target: bytes, authority: bytes) -> tuple[bytes, bytes]:
+    """Origin-form target and authority, for each of the forms of RFC 9112 3.2 that a bot may see."""
     if _PATH.fullmatch(target) or (target == b"*" and method == b"OPTIONS"):
         return target, authority
     absolute = _ABSOLUTE.fullmatch(target)
@@ -195,28 +212,27 @@ def parse_host(authority: bytes) -> str:
     return host.removesuffix(".")
 
 
-def _request_framing(minor: int, fields: Fields) -> tuple[int | None, bool]:
-    """Content-Length and whether the body is chunked; everything ambiguous is refused (RFC 9112 6.3)."""
-    codings, lengths = fields.values(b"transfer-encoding"), fields.values(b"content-length")
-    if not codings:
-        return _length(lengths, errors.BadRequest), False
-    if lengths:
+def _is_chunked(minor: int, length: int | None, fields: Fields) -> bool:
+    """What Transfer-Encoding says of a request; everything ambiguous is refused (RFC 9112 6.3)."""
+    if length is not None:
         raise errors.BadRequest("both Content-Length and Transfer-Encoding")
     if not minor:
         raise errors.BadRequest("Transfer-Encoding in HTTP/1.0")
-    if len(codings) != 1:
+    coding = fields.sole(b"transfer-encoding")
+    if coding is None:
         raise errors.BadRequest("more than one Transfer-Encoding field")
-    if codings[0].lower() != b"chunked":
+    if coding.lower() != b"chunked":
         raise errors.NotImplementedCoding
-    return None, True
+    return True
 
 
-def _length(values: list[bytes], error: type[errors.ProxyError]) -> int:
-    if len(values) != 1:
+def _length(fields: Fields, error: type[errors.ProxyError]) -> int:
+    value = fields.sole(b"content-length")
+    if value is None:
         raise error("more than one Content-Length field")
-    if _DIGITS.fullmatch(values[0]) is None:
+    if not value.isdigit() or len(value) > _LENGTH_DIGITS or (value[0] == _ZERO and len(value) > 1):
         raise error("Content-Length is no plain decimal number")
-    return int(values[0])
+    return int(value)
 
 
 def _expects_continue(minor: int, values: list[bytes]) -> bool:
@@ -261,16 +277,15 @@ def parse_response(head: bytes) -> ResponseHead:
         block = _tidied(block)
     else:
         return _response(*_parse_unusual_response(head))
-    if block.count(b"\r\n") > RESPONSE_FIELDS_LIMIT:
+    fields = Fields.scanned(block, _recent_responses)
+    if len(fields.lines) > RESPONSE_FIELDS_LIMIT:
         raise errors.BadResponse("too many fields")
-    return _response(1 if minor == b"1" else 0, int(status), Fields.scanned(block))
+    return _response(1 if minor == b"1" else 0, int(status), fields)
 
 
 def _response(minor: int, status: int, fields: Fields) -> ResponseHead:
     names = fields.shape.places
-    length = None
-    if b"content-length" in names:
-        length = _length(fields.values(b"content-length"), errors.BadResponse)
+    length = _length(fields, errors.BadResponse) if b"content-length" in names else None
     chunked = b"transfer-encoding" in names
     if chunked:
         if length is not None:
@@ -278,7 +293,7 @@ def _response(minor: int, status: int, fields: Fields) -> ResponseHead:
         codings = fields.values(b"transfer-encoding")
         if not minor or len(codings) != 1 or codings[0].lower() != b"chunked":
             raise errors.BadResponse("a Transfer-Encoding that is not chunked in HTTP/1.1")
-    options = _options(fields.values(b"connection")) if b"connection" in names else _NO_OPTIONS
+    options = _options(fields) if b"connection" in names else _NO_OPTIONS
     return ResponseHead(status, minor, fields, length, chunked, bool(minor) and b"close" not in options)
 
 
@@ -322,9 +337,10 @@ def _tidied(block: bytes) -> bytes:
     return b"".join(b"%b: %b\r\n" % (name, value.strip(b" \t")) for name, _, value in parted)
 
 
-def _options(values: list[bytes]) -> frozenset[bytes]:
+def _options(fields: Fields) -> frozenset[bytes]:
     """Connection options, lower case (RFC 9110 7.6.1)."""
-    return _options_of(b",".join(values))
+    sole = fields.sole(b"connection")
+    return _options_of(b",".join(fields.values(b"connection")) if sole is None else sole)
 
 
 @lru_cache(maxsize=256)

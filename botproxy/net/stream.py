@@ -97,8 +97,7 @@ class SocketStream:
             try:
                 await self._reader
             finally:
-                self._reader = None
-                self._read_deadline = inf
+                self._reader = None  # its deadline goes with it, at the next sweep
         data, self._inbox = self._inbox, b""
         return data
 
@@ -224,7 +223,9 @@ class SocketStream:
             self._outbox += data
             return
         try:
-            count = self._send(data)
+            count = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            count = 0
         except OSError as error:
             self._break_writing(error)
             return
@@ -271,14 +272,15 @@ class SocketStream:
 
     def _on_writable(self) -> None:
         try:
-            count = self._send(self._outbox)
+            count = self.sock.send(self._outbox)
+        except (BlockingIOError, InterruptedError):
+            return
         except OSError as error:
             self._break_writing(error)
             return
-        if count:
-            self.sent += count
-            del self._outbox[:count]
-            self._write_deadline = self._loop.time() + self._write_patience
+        self.sent += count
+        del self._outbox[:count]
+        self._write_deadline = self._loop.time() + self._write_patience
         if not self._outbox:
             self._stop_writing()
         drainer = self._drainer
@@ -317,7 +319,8 @@ class SocketStream:
         """Which of the events `wanted`, and of those that nobody can help wanting, there are now."""
         poll = select.poll()
         poll.register(self._fd, wanted)
-        return next((events for _, events in poll.poll(0)), 0)
+        found = poll.poll(0)
+        return found[0][1] if found else 0
 
     on_expired: Callable[[], None] | None = None
     """Called when the deadline set by `expire_at` passes."""
@@ -415,13 +418,6 @@ class SocketStream:
             return self.sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return None
-
-    def _send(self, data: bytes | bytearray) -> int:
-        """How many bytes the kernel took; 0 when it is full."""
-        try:
-            return self.sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
 
     def _say_end(self) -> None:
         """What a protocol on top says before the end; a bare socket says nothing."""

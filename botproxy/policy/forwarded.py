@@ -105,8 +105,7 @@ def _hop(entry: bytes) -> IPv4Address | IPv6Address | None:
 
 def _sole(fields: Fields, name: bytes) -> bytes:
     """The value of a field that stands there exactly once; otherwise empty."""
-    values = fields.values(name)
-    return values[0] if len(values) == 1 else b""
+    return fields.sole(name) or b""
 
 
 @lru_cache(maxsize=512)

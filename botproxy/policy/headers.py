@@ -46,6 +46,7 @@ _ORDINARY = frozenset(
     {b"keep-alive", b"Keep-Alive", b"close", b"Upgrade", b"upgrade", b"keep-alive, Upgrade"}
 )
 """Values of `Connection` that are not worth taking apart."""
+_NOTHING: frozenset[bytes] = frozenset()
 _SWITCH = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 _EXPECT = (b"Expect: 100-continue",)
 
@@ -93,9 +94,9 @@ class TowardBot:
     def request_id(self, peer: Peer, fields: Fields) -> str:
         """The id that a trusted proxy gave the request, or a new one that nobody can guess."""
         if peer.trusted:
-            given = fields.values(b"x-request-id")
-            if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-                return given[0].decode("ascii")
+            given = fields.sole(b"x-request-id")
+            if given is not None and _REQUEST_ID.fullmatch(given):
+                return given.decode("ascii")
         return new_request_id()
 
     def block(self, head: RequestHead, peer: Peer, client: str, scheme: bytes, request_id: str) -> bytes:
@@ -257,7 +258,9 @@ def _may_promise(host: str) -> bool:
 
 def _nominations(fields: Fields) -> frozenset[bytes]:
     """Names in Connection, lower case, of which something follows (RFC 9110 7.6.1)."""
-    nominated: frozenset[bytes] = frozenset()
+    if fields.sole(b"connection") in _ORDINARY:
+        return _NOTHING
+    nominated = _NOTHING
     for value in fields.values(b"connection"):
         if value not in _ORDINARY:
             nominated |= frozenset(token.strip(b" \t").lower() for token in value.split(b","))

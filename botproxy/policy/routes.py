@@ -118,7 +118,11 @@ class _Site:
         if self.is_empty:
             raise Misdirected
         path = target.partition(b"?")[0]
-        found = next((each.route for each in self._candidates if each.serves(path)), None)
+        found = None
+        for candidate in self._candidates:
+            if candidate.serves(path):
+                found = candidate.route
+                break
         if _MARKS.search(path) and not self._is_read_alike(path, found):
             raise BadRequest("a path that can be read in two ways, and routes depend on it")
         if found is None:

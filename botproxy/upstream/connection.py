@@ -45,6 +45,8 @@ class UpstreamConnection:
         self._got_bytes = False
         self._rest_waits = False
         """More has arrived than was decoded at once."""
+        self._whole = b""
+        """The body, where all of it came with its head."""
         stream.set_write_patience(write_patience)
 
     def begin(self) -> None:
@@ -77,10 +79,12 @@ class UpstreamConnection:
             self._got_bytes = True
             if end > RESPONSE_HEAD_LIMIT:
                 raise errors.BadResponse("the head is too long")
-            if len(data) > end + 4:
-                self.stream.unread(data[end + 4 :])
-                data = data[: end + 4]
-            head = parse_response(data)
+            rest = data[end + 4 :]
+            head = parse_response(data[: end + 4])
+            if rest and len(rest) == head.content_length and _has_body(method, head.status):
+                self._whole = rest
+            elif rest:
+                self.stream.unread(rest)
             if head.status >= 200 or head.status == 101:
                 break
             interim += 1
@@ -88,13 +92,13 @@ class UpstreamConnection:
                 raise errors.BadResponse("too many interim responses")
             if head.status == 100:
                 on_continue()
-        self._decoder = decoder = _decoder(method, head)
-        self.body_complete = decoder is None
+        self._decoder = decoder = None if self._whole else _decoder(method, head)
+        self.body_complete = decoder is None and not self._whole
         self._may_reuse = head.keep_alive and head.status != 101 and not isinstance(decoder, CloseDecoder)
         if not self.reused:
-            servers = head.fields.values(b"server")
-            if any(value.lower().startswith(b"gunicorn") for value in servers):
-                self.idle_limit = GUNICORN_IDLE
+            for server in head.fields.values(b"server"):
+                if server.lower().startswith(b"gunicorn"):
+                    self.idle_limit = GUNICORN_IDLE
         return head
 
     async def _collect_head(self, data: bytes, deadline: Callable[[], float]) -> tuple[bytes, int]:
@@ -127,6 +131,10 @@ class UpstreamConnection:
 
     def take_body(self) -> bytes:
         """What of the body has arrived already; never waits. Raises UpstreamAborted."""
+        if whole := self._whole:
+            self._whole = b""
+            self.body_complete = True
+            return whole
         return self._decode(self.stream.take()) if self.stream.peek() else b""
 
     async def read_body(self, deadline: float = inf) -> bytes:
@@ -134,6 +142,8 @@ class UpstreamConnection:
 
         Raises UpstreamStalled at `deadline`, UpstreamAborted when the body breaks off or its framing.
         """
+        if self._whole:
+            return self.take_body()
         while not self.body_complete:
             if self._rest_waits:
                 self._rest_waits = False
@@ -192,10 +202,14 @@ class UpstreamConnection:
         self.stream.abort()
 
 
+def _has_body(method: bytes, status: int) -> bool:
+    return method != b"HEAD" and status >= 200 and status not in (204, 304)
+
+
 def _decoder(method: bytes, head: ResponseHead) -> Decoder | None:
     """RFC 9112 6.3, for responses; None where no byte of a body is to come."""
     length = head.content_length
-    if length == 0 or method == b"HEAD" or head.status in (101, 204, 304):
+    if length == 0 or not _has_body(method, head.status):
         return None
     if head.chunked:
         return ChunkedDecoder()
