@@ -59,7 +59,7 @@ def lost_line(count: int) -> bytes:
 def timestamp(wall: float) -> str:
     """RFC 3339, UTC, milliseconds."""
     milliseconds = int(wall * 1000)
-    return "%s.%03dZ" % (_second(milliseconds // 1000), milliseconds % 1000)  # noqa: UP031 the faster one
+    return f"{_second(milliseconds // 1000)}.{str(1000 + milliseconds % 1000)[1:]}Z"
 
 
 # Private
@@ -107,8 +107,13 @@ def _where(route: str, upstream: str, reused: bool) -> str:
 
 
 def _ms(seconds: float) -> str:
-    """Milliseconds with one decimal; `:.1f` takes several times as long."""
-    return "%d.%d" % divmod(int(seconds * 1e4 + 0.5), 10) if seconds else "0.0"  # noqa: UP031 as above
+    """Milliseconds with one decimal."""
+    return _tenths(int(seconds * 1e4 + 0.5))
+
+
+@lru_cache(maxsize=1024)
+def _tenths(number: int) -> str:
+    return f"{number // 10}.{number % 10}"
 
 
 def _text(value: str) -> str:
