@@ -78,27 +78,7 @@ class TlsInfo(NamedTuple):
 
 
 class Record:
-    """What happened to one request; filled along the way, logged once.
-
-    Most of it is as it stands here, and not set for each request anew.
-    """
-
-    method = b""
-    target = b""
-    status = 0
-    bytes_in = 0
-    bytes_out = 0
-    route = ""
-    upstream = ""
-    reused = False
-    hold = 0.0
-    """Seconds waited for the bot to accept."""
-    upstream_seconds = 0.0
-    """From the request's first byte to the bot to the head of its response."""
-    total = 0.0
-    error: str | None = None
-    detail: str | None = None
-    tunnel = False
+    """What happened to one request; filled along the way, logged once."""
 
     def __init__(
         self,
@@ -117,3 +97,19 @@ class Record:
         self.started = started
         self.tls = tls
         self.first_on_connection = first_on_connection
+        self.method = b""
+        self.target = b""
+        self.status = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.route = ""
+        self.upstream = ""
+        self.reused = False
+        self.hold = 0.0
+        """Seconds waited for the bot to accept."""
+        self.upstream_seconds = 0.0
+        """From the request's first byte to the bot to the head of its response."""
+        self.total = 0.0
+        self.error: str | None = None
+        self.detail: str | None = None
+        self.tunnel = False

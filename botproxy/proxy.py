@@ -245,7 +245,7 @@ class Proxy:
             if not connection.body_complete:
                 await self._stream_body(exchange, connection, upload)
         exchange.finish()
-        if not exchange.is_sent:
+        if not exchange.is_sent():
             await exchange.drain()
 
     async def _stream_body(

@@ -67,23 +67,6 @@ class Settings:
 class Exchange:
     """A request that has a head (None: it was refused), and its response."""
 
-    client_gone = False
-    """The client left; the task that serves it is being cancelled."""
-    responded = False
-    """The response head was given to `send_head`."""
-    finished = False
-    keep = False
-    """Whether the connection may carry another request; decided by `send_head`."""
-    # Most exchanges change little of this, so it stands here and is not set for each.
-    _waited = 0.0
-    _counted = 0
-    _in_grace = True
-    _continued = False
-    _held = b""
-    _flushed = False
-    _chunked = False
-    _without_body = False
-
     def __init__(
         self,
         stream: SocketStream,
@@ -98,11 +81,26 @@ class Exchange:
         self.stream = stream
         self.head = head
         self.record = record
+        self.client_gone = False
+        """The client left; the task that serves it is being cancelled."""
+        self.responded = False
+        """The response head was given to `send_head`."""
+        self.finished = False
+        self.keep = False
+        """Whether the connection may carry another request; decided by `send_head`."""
         self._settings = settings
         self._loop = loop
         self._raw_head = raw_head
         self._may_keep = may_keep and head is not None and head.keep_alive
-        self._decoder = _decoder(head) if head is not None and head.has_body else None
+        self._decoder = None if head is None else _decoder(head)
+        self._waited = 0.0
+        self._counted = 0
+        self._in_grace = True
+        self._continued = False
+        self._held = b""
+        self._flushed = False
+        self._chunked = False
+        self._without_body = False
 
     @property
     def peer(self) -> Peer:
@@ -252,10 +250,9 @@ class Exchange:
             self._held = b""
             self.stream.write(held)
 
-    @property
     def is_sent(self) -> bool:
         """Whether the kernel has taken all of the response so far, from a client that is there."""
-        return not self._held and self.stream.is_clear
+        return not self._held and self.stream.is_clear()
 
     async def drain(self) -> None:
         """Flush, and wait while too much is unsent. Raises SlowReader, ClientGone."""
@@ -298,7 +295,7 @@ def status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"Unknown"))
 
 
-def _decoder(head: RequestHead) -> Decoder:
+def _decoder(head: RequestHead) -> Decoder | None:
     if head.chunked:
         return ChunkedDecoder(tiny_chunks=TINY_CHUNKS)
-    return LengthDecoder(head.content_length or 0)
+    return LengthDecoder(head.content_length) if head.content_length else None

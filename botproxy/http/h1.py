@@ -50,17 +50,6 @@ class Application(Protocol):
 class ClientConnection:
     """One client connection, from its first request to its end."""
 
-    served = 0
-    draining = False
-    _task: asyncio.Task[None] | None = None
-    _waiting_for_request = False
-    _exchange: Exchange | None = None
-    _started = 0.0
-    """When the first byte of the head was there."""
-    _raw_head = b""
-    _watched: Exchange | None = None
-    """The exchange whose client closed its side."""
-
     def __init__(
         self,
         stream: SocketStream,
@@ -73,10 +62,20 @@ class ClientConnection:
         self.stream = stream
         self.peer = peer
         self.tls = tls
+        self.served = 0
+        self.draining = False
         self._settings = settings
         self._application = application
         self._loop = loop
         self._kept: dict[str, Kept] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._waiting_for_request = False
+        self._exchange: Exchange | None = None
+        self._started = 0.0
+        """When the first byte of the head was there."""
+        self._raw_head = b""
+        self._watched: Exchange | None = None
+        """The exchange whose client closed its side."""
         self._oldest = loop.time() + settings.connection_age * random.uniform(0.9, 1.1)
         stream.set_write_patience(settings.write)
 

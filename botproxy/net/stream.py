@@ -49,36 +49,34 @@ class StreamClosed(ConnectionError):
 class SocketStream:
     """A byte stream over `sock`, which it owns from now on."""
 
-    on_lost: Callable[[], None] | None = None
-    """Called once when the peer ends or breaks the connection while nobody reads."""
-    ended = False
-    """The peer sent its end of stream, in order."""
-    error: OSError | None = None
-    """Why the stream is dead."""
-    sent = 0
-    """Bytes that the kernel took."""
-    # What a stream begins with stands here, and is not set for each.
-    _inbox = b""
-    _reading = False
-    _writing = False
-    _reader: asyncio.Future[None] | None = None
-    _drainer: asyncio.Future[None] | None = None
-    _read_deadline = inf
-    _write_patience = inf
-    _write_deadline = inf
-    _write_error: OSError | None = None
-    _end_sent = False
-    _discarding = False
-    """Set by `close`: what still comes is read only to be forgotten."""
-    _closed = False
-
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         self.sock = sock
+        self.on_lost: Callable[[], None] | None = None
+        """Called once when the peer ends or breaks the connection while nobody reads."""
+        self.ended = False
+        """The peer sent its end of stream, in order."""
+        self.error: OSError | None = None
+        """Why the stream is dead."""
+        self.sent = 0
+        """Bytes that the kernel took."""
         self._loop = loop
         self._poller = poller_of(loop)
         self._deadlines = deadlines
         self._fd = sock.fileno()
+        self._inbox = b""
         self._outbox = bytearray()
+        self._reading = False
+        self._writing = False
+        self._reader: asyncio.Future[None] | None = None
+        self._drainer: asyncio.Future[None] | None = None
+        self._read_deadline = inf
+        self._write_patience = inf
+        self._write_deadline = inf
+        self._write_error: OSError | None = None
+        self._end_sent = False
+        self._discarding = False
+        """Set by `close`: what still comes is read only to be forgotten."""
+        self._closed = False
         deadlines.watch(self)
         self._resume()
 
@@ -205,7 +203,6 @@ class SocketStream:
 
     # Writing
 
-    @property
     def is_clear(self) -> bool:
         """Whether everything is sent and more would be."""
         return not self._outbox and self._write_error is None and not self._closed
@@ -350,7 +347,7 @@ class SocketStream:
         unread bytes makes the kernel send a reset, and a reset can overtake our last response.
         """
         try:
-            if not self.is_clear:
+            if not self.is_clear():
                 await self.drain(low=0, high=0)
             self._discarding = True
             if linger:

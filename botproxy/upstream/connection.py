@@ -181,7 +181,6 @@ class UpstreamConnection:
 
     # Another request
 
-    @property
     def is_reusable(self) -> bool:
         """Whether this exchange ended so cleanly that another may follow."""
         stream = self.stream

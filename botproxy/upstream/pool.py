@@ -52,7 +52,7 @@ class Pool:
 
     def give_back(self, connection: UpstreamConnection, kept: dict[str, Kept]) -> None:
         """The exchange is over: keep the connection if it may serve again, otherwise close it."""
-        if not self.keeps or not connection.is_reusable or len(self._shared) >= SHARED_LIMIT:
+        if not self.keeps or not connection.is_reusable() or len(self._shared) >= SHARED_LIMIT:
             connection.shut()
             return
         if self._reuse == "shared":

@@ -62,7 +62,7 @@ def test_a_clean_exchange_may_be_followed_by_another(response: bytes, method: by
         far.send(response)
         await head(connection, method)
         assert await body(connection) == content
-        assert connection.is_reusable
+        assert connection.is_reusable()
 
     tell(story)
 
@@ -83,7 +83,7 @@ def test_anything_less_clean_is_not_reused(response: bytes, method: bytes) -> No
         far.send(response)
         await head(connection, method)
         await body(connection)
-        assert not connection.is_reusable
+        assert not connection.is_reusable()
 
     tell(story)
 
@@ -105,7 +105,7 @@ def test_tiny_chunks_leave_others_their_turn() -> None:
         assert await body(connection) == b"x" * 5000
         another.cancel()
         assert turns >= 5000 // CHUNKS_AT_ONCE
-        assert connection.is_reusable
+        assert connection.is_reusable()
 
     tell(story)
 
@@ -115,7 +115,7 @@ def test_a_request_that_was_not_sent_whole_forbids_reuse() -> None:
         connection.request_sent = False
         far.send(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")
         await head(connection)
-        assert not connection.is_reusable
+        assert not connection.is_reusable()
 
     tell(story)
 
@@ -146,7 +146,7 @@ def test_a_body_without_length_lasts_until_the_end() -> None:
         await head(connection)
         assert await body(connection) == b"hello"
         assert connection.body_complete
-        assert not connection.is_reusable
+        assert not connection.is_reusable()
 
     tell(story)
 
