@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 # Touched when an installation is complete, so that the next run goes straight to its work.
 INSTALLED := $(VENV)/.botproxy-installed
 INSTALLED_FOR_TESTS := $(VENV)/.botproxy-installed-for-tests
-# What is written in Python and the benchmark compares with, away from what botproxy needs: an environment
-# for each file of requirements, because they do not get on with each other.
+# Servers in Python that are compared, botproxy among them: an environment for each file of requirements,
+# because they do not get on with each other, on the distribution's own Python where there is one.
 PEERS ?= .venv-peers
+PEERS_PYTHON ?= $(or $(wildcard /usr/bin/python3),$(PYTHON))
 PEERS_WANTED := bench/compare/peers/requirements
 PEERS_INSTALLED := $(patsubst $(PEERS_WANTED)/%.txt,$(PEERS)/%/.installed,$(wildcard $(PEERS_WANTED)/*.txt))
 
@@ -71,7 +72,7 @@ $(INSTALLED_FOR_TESTS): pyproject.toml | $(BIN)/pip
 # What cannot be installed is missing in the comparison, which says so.
 $(PEERS)/%/.installed: $(PEERS_WANTED)/%.txt
 	@echo 'installing $* into $(@D)'
-	@$(PYTHON) -m venv $(@D)
+	@$(PEERS_PYTHON) -m venv $(@D)
 	@$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $< && touch $@ || true
 
 # pip comes last in a virtual environment: where it is, the environment is complete, whoever made it.

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
-import ssl
 import sys
 from collections.abc import Sequence
 
 from bench.peers.peer import Peer, Told, first_line
+from bench.peers.python import ENVIRONMENTS
 
-_PROGRAM = (sys.executable, "-m", "botproxy")
+_INSTALLED = ENVIRONMENTS / "botproxy" / "bin" / "python"
+PYTHON = str(_INSTALLED) if _INSTALLED.exists() else sys.executable
+"""What botproxy runs on: the same as its peers in Python, where `make bench` has set that up."""
+_PROGRAM = (PYTHON, "-m", "botproxy")
+_PLATFORM = """
+import importlib.metadata, platform, ssl
+uvloop = importlib.metadata.version('uvloop')
+print(f"(Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, uvloop {uvloop})")
+"""
 
 
 class Botproxy(Peer):
     name = "botproxy"
-    program = sys.executable
+    program = PYTHON
     template = "botproxy.yaml"
     command = "nothing"
     _changes = 0
 
     @classmethod
     def version(cls) -> str:
-        said = first_line(*_PROGRAM, "--version")
-        return f"{said} (Python {platform.python_version()}, {ssl.OPENSSL_VERSION})"
+        return f"{first_line(*_PROGRAM, '--version')} {first_line(PYTHON, '-c', _PLATFORM)}"
 
     @property
     def arguments(self) -> Sequence[str]:

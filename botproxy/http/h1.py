@@ -71,6 +71,9 @@ class ClientConnection:
         self._task: asyncio.Task[None] | None = None
         self._waiting_for_request = False
         self._exchange: Exchange | None = None
+        """The one under way; a connection that waits holds nothing of the last one."""
+        self._left_over = False
+        """The client may still be sending what belongs to the last request."""
         self._started = 0.0
         """When the first byte of the head was there."""
         self._raw_head = b""
@@ -86,10 +89,7 @@ class ClientConnection:
         try:
             while await self._serve_one():
                 pass
-            exchange = self._exchange
-            linger = exchange is not None and (
-                exchange.head is None or not exchange.body_complete or not self.stream.is_quiet()
-            )
+            linger = self.served > 0 and (self._left_over or not self.stream.is_quiet())
         except StreamClosed:
             pass  # nobody is left to tell; an exchange under way has logged it
         finally:
@@ -128,7 +128,7 @@ class ClientConnection:
         """Whether another request may follow."""
         head: RequestHead | None = None
         refusal: errors.ProxyError | None = None
-        self._raw_head = b""
+        self._exchange, self._raw_head = None, b""
         try:
             raw = await self._next_head()
             if not raw:
@@ -140,6 +140,7 @@ class ClientConnection:
         if refusal is None and self.stream.error is not None:
             refusal = errors.ClientGone()  # it left while this request waited behind another
         if refusal is not None:
+            self._left_over = True
             self._application.refuse(exchange, refusal)
             return False
         self.stream.on_lost = self._on_lost
@@ -151,8 +152,10 @@ class ClientConnection:
             if not exchange.client_gone or self._task is None:
                 raise
             self._task.uncancel()
+            self._left_over = not exchange.body_complete
             return False
         self.stream.on_lost = None
+        self._left_over = not exchange.body_complete
         return exchange.keep and exchange.finished and not self.draining
 
     def _make_exchange(self, head: RequestHead | None) -> Exchange:
