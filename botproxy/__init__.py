@@ -59,6 +59,7 @@ The road of a request
 
 Layers, each importing only from those above it or from its own folder (`tests/test_architecture.py`)
 
+    fields                                  the lines of a head
     errors model reasons config.schema      words and values
     policy tls.certificates tls.rules       decisions: values in, values out, no I/O, no clock
     net                                     bytes over sockets, deadlines, the PROXY header
@@ -72,10 +73,10 @@ Layers, each importing only from those above it or from its own folder (`tests/t
 
 Decisions that shape the rest
 
-    TLS is OpenSSL on the bare socket (`tls.stream`), not the loop's transport: less CPU and memory for a
-    connection, and the peer's alert survives. A certificate is swapped by one reference, asked in every
-    handshake; a context in use is never changed. Ticket keys cannot be set from Python, so new ones mean
-    a new listener context and new workers forked with it.
+    TLS is OpenSSL between two buffers in memory (`tls.stream`), not the loop's transport: less CPU and
+    memory for a connection, few system calls, and the peer's alert survives. A certificate is swapped by
+    one reference, asked in every handshake; a context in use is never changed. Ticket keys cannot be set
+    from Python, so new ones mean a new listener context and new workers forked with it.
 
     The content of a file decides, never its time. A listener that cannot be reached proves nothing about
     a certificate, so only a wrong answer rolls one back.
@@ -84,9 +85,11 @@ Decisions that shape the rest
     leaves is noticed at once. All deadlines are numbers looked at by one sweep (`net.deadlines`), all
     sockets are in one epoll set inside the loop (`net.poller`), which spares a quarter of the system calls.
 
-    h11 is the grammar, not the policy: a strict scanner takes canonical heads, h11 the rest, and both are
-    followed by the same checks (`http.head`). The chunked coding has a decoder of its own (`http.body`),
-    because h11's is more lenient than a front door may be. Property tests hold both to h11's meaning.
+    h11 is the grammar, not the policy: strict scanners take canonical heads, h11 the rest, and both are
+    followed by the same checks (`http.head`). Lines of a head stay bytes; what follows from their names
+    alone, such as which of them pass, is worked out once for each sequence of names (`fields`). The
+    chunked coding has a decoder of its own (`http.body`), because h11's is more lenient than a front door
+    may be. Property tests hold both to h11's meaning.
 
     A connection to the bot belongs to one client (`reuse: client`): one client's broken exchange cannot
     become another's answer.
