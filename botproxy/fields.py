@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
+from operator import getitem
 from typing import Any
 
 _NAME = re.compile(rb"([^:]+): [^\r]*+\r\n")
@@ -25,7 +26,7 @@ _REMEMBERED = 128
 class Shape:
     """The names of a head, in order."""
 
-    __slots__ = ("lower", "names", "places", "plans", "single", "starts")
+    __slots__ = ("cuts", "lower", "names", "places", "plans", "single", "starts")
 
     def __init__(self, names: tuple[bytes, ...]) -> None:
         self.names = names
@@ -41,6 +42,8 @@ class Shape:
         """Of names that stand there once: the place, and where in its line the value begins."""
         self.starts = [name + b": " for name in names]
         """With which its lines begin, which no other shape's do."""
+        self.cuts = [slice(len(start)) for start in self.starts]
+        """As long as those."""
         self.plans: dict[object, Any] = {}
         """What others have worked out from it, each under itself; it goes when the shape goes."""
 
@@ -70,7 +73,7 @@ class Fields:
         lines = block.split(b"\r\n")
         lines.pop()
         shape = recent.get(len(lines))
-        if shape is None or not all(map(bytes.startswith, lines, shape.starts)):
+        if shape is None or [*map(getitem, lines, shape.cuts)] != shape.starts:
             shape = _shape(tuple(_NAME.findall(block)))
             if len(lines) <= _USUAL:
                 recent[len(lines)] = shape

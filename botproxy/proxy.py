@@ -112,7 +112,8 @@ class Proxy:
             route = self._routes.match(head.host, head.target)
             record.route, record.upstream = route.name, route.upstream
             self._limiter.admit(record.client, route.index)
-            exchange.admit_body()
+            if head.content_length:
+                exchange.admit_body()
             fields = self._toward_bot.block(head, peer, record.client, b"https", record.id)
             await self._forward(exchange, self._bots[route.upstream], fields, kept)
         except errors.ProxyError as error:
@@ -245,7 +246,7 @@ class Proxy:
             if not connection.body_complete:
                 await self._stream_body(exchange, connection, upload)
         exchange.finish()
-        if not exchange.is_sent():
+        if not exchange.stream.is_clear():
             await exchange.drain()
 
     async def _stream_body(
@@ -264,7 +265,7 @@ class Proxy:
         tls, head = exchange.record.tls, exchange.head
         named = tls.sni if tls is not None else None  # all that is known of a client whose head was refused
         host = head.host if head is not None else (named or "").lower()
-        return self._toward_client.block(fields, tls is not None and tls.hsts, host, http_date(), switching)
+        return self._toward_client.block(fields, tls is not None and tls.hsts, host, http_date, switching)
 
     async def _tunnel(
         self, exchange: Exchange, connection: UpstreamConnection, response: ResponseHead

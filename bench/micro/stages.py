@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from botproxy.config.schema import Config
 from botproxy.http.body import LAST_CHUNK, ChunkedDecoder, chunk
+from botproxy.http.dates import http_date
 from botproxy.http.head import HeadLimits, parse_request, parse_response
 from botproxy.model import Peer, Record, TlsInfo
 from botproxy.observe import access
@@ -58,7 +59,7 @@ def exchange() -> dict[str, Stage]:
         "route": lambda: routes.match(request.host, request.target),
         "request fields": lambda: toward_bot.block(request, PEER, PEER.address, b"https", "0123456789abcdef"),
         "response head": lambda: parse_response(RESPONSE),
-        "response fields": lambda: toward_client.block(response.fields, True, request.host, b""),
+        "response fields": lambda: toward_client.block(response.fields, True, request.host, http_date),
         "access line": lambda: access.line(record, WALL),
     }
 

@@ -93,6 +93,8 @@ class Exchange:
         self._raw_head = raw_head
         self._may_keep = may_keep and head is not None and head.keep_alive
         self._decoder = None if head is None else _decoder(head)
+        self.body_complete = self._decoder is None
+        """Whether the whole request body was read."""
         self._waited = 0.0
         self._counted = 0
         self._in_grace = True
@@ -122,11 +124,6 @@ class Exchange:
         self._may_keep = False
 
     # The request body
-
-    @property
-    def body_complete(self) -> bool:
-        """Whether the whole request body was read."""
-        return self._decoder is None or self._decoder.done
 
     def admit_body(self) -> None:
         """Raises BodyTooLarge when the announced body is above the limit."""
@@ -182,6 +179,8 @@ class Exchange:
             content, rest = self._decoder.feed(data)
         except BodyError as error:
             raise errors.BadRequest(str(error)) from None
+        if self._decoder.done:
+            self.body_complete = True
         if rest:
             self.stream.unread(rest)
         self.record.bytes_in += len(content)
@@ -250,10 +249,6 @@ class Exchange:
             self._held = b""
             self.stream.write(held)
 
-    def is_sent(self) -> bool:
-        """Whether the kernel has taken all of the response so far, from a client that is there."""
-        return not self._held and self.stream.is_clear()
-
     async def drain(self) -> None:
         """Flush, and wait while too much is unsent. Raises SlowReader, ClientGone."""
         self.flush()
@@ -269,8 +264,7 @@ class Exchange:
         if self._chunked and not self._without_body:
             self._held += LAST_CHUNK
         self.flush()
-        if self._decoder is not None and not self._decoder.done:
-            self.keep = False
+        self.keep = self.keep and self.body_complete
         self.finished = True
 
     def take_back(self) -> bool:

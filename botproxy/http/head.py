@@ -84,7 +84,8 @@ def parse_request(head: bytes, limits: HeadLimits) -> RequestHead:
     fields = Fields.scanned(block, _recent_requests)
     if len(fields.lines) > limits.fields:
         raise errors.HeadTooLarge("too many fields")
-    _reject_method(method)
+    if method in _NOT_SERVED:
+        raise errors.MethodNotAllowed
     number = 1 if minor == b"1" else 0
     return _request(method, target, number, fields, _authority(number, fields))
 
@@ -134,7 +135,8 @@ def _parse_unusual_request(head: bytes, limits: HeadLimits) -> RequestHead:
             raise errors.BadRequest("a field name outside letters, digits, - and _")
     if _METHOD.fullmatch(method) is None:
         raise errors.BadRequest("the method is no upper-case token of at most 32 characters")
-    _reject_method(method)
+    if method in _NOT_SERVED:
+        raise errors.MethodNotAllowed
     number = int(version[-1:])
     target, authority = _resolve_target(method, target, _authority(number, fields))
     return _request(method, target, number, fields, authority)
@@ -163,11 +165,6 @@ def _request(method: bytes, target: bytes, minor: int, fields: Fields, authority
         b"expect" in names and _expects_continue(minor, fields.values(b"expect")) and has_body,
         websocket_key,
     )
-
-
-def _reject_method(method: bytes) -> None:
-    if method in _NOT_SERVED:
-        raise errors.MethodNotAllowed
 
 
 def _authority(minor: int, fields: Fields) -> bytes:

@@ -58,8 +58,8 @@ def lost_line(count: int) -> bytes:
 
 def timestamp(wall: float) -> str:
     """RFC 3339, UTC, milliseconds."""
-    milliseconds = int(wall * 1000)
-    return f"{_second(milliseconds // 1000)}.{str(1000 + milliseconds % 1000)[1:]}Z"
+    second = int(wall)
+    return f"{_second(second)}{_thousandths(int((wall - second) * 1000 + 0.001))}"
 
 
 # Private
@@ -104,6 +104,11 @@ def _method(method: bytes) -> str:
 @lru_cache(maxsize=1024)
 def _where(route: str, upstream: str, reused: bool) -> str:
     return f',"route":{_text(route)},"upstream":{_text(upstream)},"reused":{"true" if reused else "false"}'
+
+
+@lru_cache(maxsize=1000)
+def _thousandths(number: int) -> str:
+    return f".{number:03d}Z"
 
 
 def _ms(seconds: float) -> str:

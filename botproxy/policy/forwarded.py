@@ -38,8 +38,12 @@ def client_address(peer: Peer, fields: Fields, trusted: Sequence[Network]) -> st
     return chain[0] if chain else peer.address
 
 
+@lru_cache(maxsize=512)
 def lines(client: str, authority: bytes, port: int, scheme: bytes) -> bytes:
-    """The field lines about a client that is the peer itself, without the last line end."""
+    """The field lines about a client that is the peer itself, without the last line end.
+
+    One client sends many requests, so what is said about it is worth keeping.
+    """
     return _lines((client,), authority, _port_of(authority, port, scheme), scheme)
 
 
@@ -108,9 +112,8 @@ def _sole(fields: Fields, name: bytes) -> bytes:
     return fields.sole(name) or b""
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _lines(chain: tuple[str, ...], authority: bytes, port: bytes, scheme: bytes) -> bytes:
-    """One client sends many requests, so what is said about it is worth keeping."""
     addresses = [address.encode("ascii") for address in chain]
     about = [b"host=" + _quoted(authority)] if authority else []
     first = b";".join([b"for=" + _node(addresses[0]), *about, b"proto=" + scheme])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
@@ -183,11 +184,13 @@ class TowardClient:
         self._override = headers.override
         self._special = _NOT_RELAYED | self._lines.keys() | {_HSTS, b"date"}
 
-    def block(self, fields: Fields, tls_hsts: bool, host: str, date: bytes, switching: bool = False) -> bytes:
+    def block(
+        self, fields: Fields, tls_hsts: bool, host: str, date: Callable[[], bytes], switching: bool = False
+    ) -> bytes:
         """The block of a response.
 
         `tls_hsts`: it goes over TLS with a certificate that HSTS may be promised for; `host`: name the
-        client asked for, without port. `date` stands for a Date that the bot did not give (RFC 9110 6.6.1).
+        client asked for, without port. `date` is asked when the bot gave no Date (RFC 9110 6.6.1).
         `switching`: it says `Upgrade: websocket` (101 and 426).
         """
         shape = fields.shape
@@ -199,8 +202,8 @@ class TowardClient:
             return self.block(left, tls_hsts, host, date, switching)
         passage = plans[tls_hsts and _may_promise(host)]
         lines = [*compress(fields.lines, passage.passing)]
-        if date and b"date" not in shape.places:
-            lines.append(b"Date: " + date)
+        if b"date" not in shape.places:
+            lines.append(b"Date: " + date())
         if switching:
             lines.append(_SWITCH[:-2])
         lines.append(passage.added)

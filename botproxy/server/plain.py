@@ -131,7 +131,7 @@ class Plain:
         self._send(exchange, status, fields, body)
 
     def _send(self, exchange: Exchange, status: int, fields: Fields, body: bytes) -> None:
-        exchange.send_head(status, self._toward_client.block(fields, False, "", http_date()), len(body))
+        exchange.send_head(status, self._toward_client.block(fields, False, "", http_date), len(body))
         exchange.send_body(body)
         exchange.finish()
 

@@ -297,7 +297,7 @@ class Reception:
         record = Record(new_request_id(), peer, peer.address, started)
         record.status, fields, body = refusals.render(error, record.id, None)
         record.error, record.bytes_out = error.code, len(body)
-        block = self._toward_client.block(fields, False, "", http_date())
+        block = self._toward_client.block(fields, False, "", http_date)
         stream = SocketStream(sock, self._loop, self._deadlines)
         stream.write(
             b"%b%bConnection: close\r\nContent-Length: %d\r\n\r\n%b"

@@ -277,7 +277,8 @@ def toward_client(
     **headers: Any,
 ) -> list[tuple[str, str]]:
     policy = TowardClient(config(headers=headers))
-    return parsed(policy.block(fields(*pairs), tls, host, date, switching))
+    block = parsed(policy.block(fields(*pairs), tls, host, lambda: date or b"any", switching))
+    return [line for line in block if line != ("Date", "any")]
 
 
 API = [("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")]
