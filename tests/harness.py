@@ -415,5 +415,12 @@ def status_of(pid: int, field: str) -> list[str]:
     return text.partition(f"\n{field}:")[2].partition("\n")[0].split()
 
 
+def holds_connections(port: int) -> bool:
+    """Whether somebody who listens on `port` has a TCP connection that is not closed yet (proc(5))."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    at, listening, nobody = f":{port:04X}", "0A", "0"
+    return any(row[1].endswith(at) and row[3] != listening and row[9] != nobody for row in rows)
+
+
 def descriptors_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))

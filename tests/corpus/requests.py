@@ -18,7 +18,7 @@ from tests.corpus.client import Client
 from tests.corpus.front import Front, front
 from tests.corpus.oracle import Outcome, verdict
 from tests.corpus.origin import Origin
-from tests.harness import descriptors_of
+from tests.harness import descriptors_of, holds_connections
 
 AT_ONCE = 48
 LINGERING = 5.0
@@ -99,6 +99,8 @@ class Watch:
     async def begin(cls, senders: Senders, front: Front, origin: Origin) -> Self:
         await senders.send([FRESH])  # what the first request opens for good is open
         workers = front.proxied.workers()
+        while holds_connections(front.port):  # that one, or a probe of the keeper
+            await asyncio.sleep(0.02)
         return cls(front, origin, workers, descriptors_of(workers[0]))
 
     async def end(self) -> list[str]:
