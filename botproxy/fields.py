@@ -18,9 +18,10 @@ from typing import Any
 
 _NAME = re.compile(rb"([^:]+): [^\r]*+\r\n")
 _USUAL = 40
-"""Fields of a head whose shape is worth remembering."""
+_USUAL_BYTES = 1024
+"""Fields, and bytes of their names, of a head whose shape is worth remembering."""
 _REMEMBERED = 128
-"""Shapes at most; with names at random they take less than 4 MiB."""
+"""Shapes at most: 2 MiB of them, whatever names a client thinks of."""
 
 
 class Shape:
@@ -74,8 +75,9 @@ class Fields:
         lines.pop()
         shape = recent.get(len(lines))
         if shape is None or [*map(getitem, lines, shape.cuts)] != shape.starts:
-            shape = _shape(tuple(_NAME.findall(block)))
-            if len(lines) <= _USUAL:
+            names = tuple(_NAME.findall(block))
+            shape = _shape(names)
+            if _is_usual(names):
                 recent[len(lines)] = shape
         return cls(lines, shape)
 
@@ -110,8 +112,12 @@ class Fields:
 # Private
 
 
+def _is_usual(names: tuple[bytes, ...]) -> bool:
+    return len(names) <= _USUAL and sum(map(len, names)) <= _USUAL_BYTES
+
+
 def _shape(names: tuple[bytes, ...]) -> Shape:
-    return _remembered(names) if len(names) <= _USUAL else Shape(names)
+    return _remembered(names) if _is_usual(names) else Shape(names)
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED)(Shape)

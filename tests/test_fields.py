@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,4 +49,20 @@ def test_a_head_of_many_fields_is_not_remembered_and_means_the_same() -> None:
     pairs = [(b"X-%d" % number, b"1") for number in range(90)]
     recent: Recent = {}
     assert list(Fields.scanned(block(pairs), recent)) == plain(pairs)
+    assert not recent
+
+
+def test_a_head_of_long_names_is_not_remembered_and_means_the_same() -> None:
+    recent: Recent = {}
+
+    def flood(first: int) -> None:
+        for number in range(first, first + 300):
+            pairs = [(b"X-%d-%d-%b" % (number, each, b"y" * 60), b"1") for each in range(40)]
+            assert list(Fields.scanned(block(pairs), recent)) == plain(pairs)
+            Fields.of(*pairs)
+
+    flood(0)
+    before = sys.getallocatedblocks()
+    flood(300)
+    assert sys.getallocatedblocks() - before < 1000
     assert not recent

@@ -19,7 +19,7 @@ from botproxy import errors
 from botproxy.config.schema import Limits, Timeouts
 from botproxy.http.body import LAST_CHUNK, BodyError, ChunkedDecoder, Decoder, LengthDecoder, chunk
 from botproxy.http.head import HeadLimits
-from botproxy.model import Peer, Record, RequestHead, TlsInfo
+from botproxy.model import Record, RequestHead
 from botproxy.net.stream import SocketStream, StreamClosed, StreamTimeout
 from botproxy.policy.limits import too_slow
 from botproxy.reasons import REASONS
@@ -103,14 +103,6 @@ class Exchange:
         self._flushed = False
         self._chunked = False
         self._without_body = False
-
-    @property
-    def peer(self) -> Peer:
-        return self.record.peer
-
-    @property
-    def tls(self) -> TlsInfo | None:
-        return self.record.tls
 
     @property
     def accept(self) -> bytes:

@@ -52,6 +52,8 @@ _HOST_LIMIT = 255 + len(":65535")
 _recent_requests: Recent = {}
 _recent_responses: Recent = {}
 _NOT_SERVED = frozenset({b"CONNECT", b"TRACE"})
+_USUAL_OPTIONS = 64
+"""Bytes of a Connection field that is worth remembering."""
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 
 
@@ -337,12 +339,15 @@ def _tidied(block: bytes) -> bytes:
 def _options(fields: Fields) -> frozenset[bytes]:
     """Connection options, lower case (RFC 9110 7.6.1)."""
     sole = fields.sole(b"connection")
-    return _options_of(b",".join(fields.values(b"connection")) if sole is None else sole)
+    value = b",".join(fields.values(b"connection")) if sole is None else sole
+    return _usual_options(value) if len(value) <= _USUAL_OPTIONS else _options_of(value)
 
 
-@lru_cache(maxsize=256)
 def _options_of(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip(b" \t").lower() for token in value.split(b","))
+
+
+_usual_options = lru_cache(maxsize=256)(_options_of)
 
 
 def _reject_raw(head: bytes, error: type[errors.ProxyError]) -> None:

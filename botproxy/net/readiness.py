@@ -1,8 +1,7 @@
 """Waiting for a bare socket to become readable or writable, up to a deadline.
 
-Used before a socket is a stream: while a connection is being made, a PROXY
-header or a hello is awaited, a TLS handshake goes back and forth. It moves no
-bytes and does not own the socket.
+Used before a socket is a stream: while a connection is being made or a PROXY
+header awaited. It moves no bytes and does not own the socket.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from botproxy.net.poller import poller_of
 class Readiness:
     """Readiness of `sock`; use as a context manager, so that nothing stays registered.
 
-    The registration for reading is kept between waits, because a handshake waits several times and
-    each change of it is a system call.
+    The registration for reading is kept between waits, because each change of it is a system call.
     """
 
     def __init__(

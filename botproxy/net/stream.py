@@ -7,8 +7,8 @@ and only what it does not take is kept; `drain` waits until that is little.
 Every wait has a deadline, kept as a number and looked at by one sweep
 (`net.deadlines`), because a timer for each wait costs more than the wait.
 
-`_recv` and `_send` are the only places that touch the socket; `tls.stream`
-replaces them. Nothing here knows HTTP.
+What is received goes through `_recv`, what is sent through `write`: there
+`tls.stream` puts its layer in between. Nothing here knows HTTP.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class SocketStream:
         self._writing = False
         self._reader: asyncio.Future[None] | None = None
         self._drainer: asyncio.Future[None] | None = None
+        self._drain_low = 0
         self._read_deadline = inf
         self._write_patience = inf
         self._write_deadline = inf
@@ -77,6 +78,8 @@ class SocketStream:
         self._discarding = False
         """Set by `close`: what still comes is read only to be forgotten."""
         self._closed = False
+        self.on_expired: Callable[[], None] | None = None
+        """Called when the deadline set by `expire_at` passes."""
         deadlines.watch(self)
         self._resume()
 
@@ -280,6 +283,8 @@ class SocketStream:
         self._write_deadline = self._loop.time() + self._write_patience
         if not self._outbox:
             self._stop_writing()
+            if self._end_sent:
+                self._shut_down()
         drainer = self._drainer
         if drainer is not None and len(self._outbox) <= self._drain_low and not drainer.done():
             drainer.set_result(None)
@@ -319,9 +324,6 @@ class SocketStream:
         found = poll.poll(0)
         return found[0][1] if found else 0
 
-    on_expired: Callable[[], None] | None = None
-    """Called when the deadline set by `expire_at` passes."""
-
     def expire_at(self, deadline: float, then: Callable[[], None] | None) -> None:
         """Have `then` called when `deadline` passes while nobody reads."""
         self._read_deadline = deadline
@@ -335,10 +337,17 @@ class SocketStream:
             self._end_sent = True
             try:
                 self._say_end()
-                if not self._outbox:
-                    self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:
                 self._break(error)
+                return
+            if not self._outbox:  # else once it is empty
+                self._shut_down()
+
+    def _shut_down(self) -> None:
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._break(error)
 
     async def close(self, *, linger: bool = False) -> None:
         """Send what is unsent and an orderly end, then close.

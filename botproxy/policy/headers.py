@@ -107,12 +107,12 @@ class TowardBot:
         """
         fields = head.fields
         shape = fields.shape
-        passing = shape.plans.get(self)
-        if passing is None:
-            passing = shape.plans[self] = tuple(self._passes(name) for name in shape.lower)
         if b"connection" in shape.places and (nominated := _nominated(fields)):
             left = replace(head, fields=fields.without(nominated | {b"connection"}))
             return self.block(left, peer, client, scheme, request_id)
+        passing = shape.plans.get(self)
+        if passing is None:
+            passing = shape.plans[self] = tuple(self._passes(name) for name in shape.lower)
         if peer.trusted:
             about = forwarded.lines_behind(peer, fields, self._trusted, head.authority, scheme)
         else:
@@ -194,12 +194,12 @@ class TowardClient:
         `switching`: it says `Upgrade: websocket` (101 and 426).
         """
         shape = fields.shape
-        plans: tuple[_Passage, _Passage] | None = shape.plans.get(self)
-        if plans is None:
-            plans = shape.plans[self] = self._passage(shape, False), self._passage(shape, True)
         if b"connection" in shape.places and (nominated := _nominations(fields)):
             left = fields.without(nominated | {b"connection"})
             return self.block(left, tls_hsts, host, date, switching)
+        plans: tuple[_Passage, _Passage] | None = shape.plans.get(self)
+        if plans is None:
+            plans = shape.plans[self] = self._passage(shape, False), self._passage(shape, True)
         passage = plans[tls_hsts and _may_promise(host)]
         lines = [*compress(fields.lines, passage.passing)]
         if b"date" not in shape.places:

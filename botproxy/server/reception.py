@@ -253,7 +253,7 @@ class Reception:
             cipher=cipher[0] if cipher else "",
             sni=secured.sni,
             resumed=secured.session_reused,
-            handshake=monotonic() - started,
+            handshake=monotonic() - secured.began,
             hsts=isinstance(served, Served) and served.hsts,
         )
 

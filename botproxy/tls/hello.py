@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HELLO_LIMIT = 32 * 1024
-"""Bytes of a hello, records included. Browsers with post-quantum key shares send about 2 KiB."""
+HELLO_LIMIT = 64 * 1024
+"""Bytes of a hello, records included, and of all that a client may send before its handshake is complete.
+Browsers with post-quantum key shares send about 2 KiB."""
 OUR_PROTOCOLS = frozenset({b"http/1.1", b"http/1.0"})
 _HANDSHAKE_RECORD = 0x16
 _CLIENT_HELLO = 1
@@ -51,11 +52,11 @@ def offers_only_others(data: bytes) -> bool:
         hello = read_hello(data)
     except (NotTls, BadHello):
         return False
-    return isinstance(hello, Hello) and bool(hello.protocols) and OUR_PROTOCOLS.isdisjoint(hello.protocols)
+    return hello is not None and bool(hello.protocols) and OUR_PROTOCOLS.isdisjoint(hello.protocols)
 
 
-def read_hello(data: bytes) -> Hello | int:
-    """The hello at the start of `data`, or how many bytes of the connection are needed to go on.
+def read_hello(data: bytes) -> Hello | None:
+    """The hello at the start of `data`; None when it is not complete.
 
     Raises NotTls for another protocol, BadHello for a hello that OpenSSL would refuse as well.
     RFC 8446 4.1.2 and 5.1; a hello may be spread over several records.
@@ -66,7 +67,7 @@ def read_hello(data: bytes) -> Hello | int:
         if len(data) < at + 5:
             if data and data[0] != _HANDSHAKE_RECORD:
                 raise NotTls
-            return at + 5
+            return None
         if data[at] != _HANDSHAKE_RECORD or data[at + 1] != 3:
             raise NotTls if at == 0 else BadHello("a foreign record inside the hello")
         length = int.from_bytes(data[at + 3 : at + 5], "big")
@@ -75,7 +76,7 @@ def read_hello(data: bytes) -> Hello | int:
         if at + 5 + length > HELLO_LIMIT:
             raise BadHello("the hello is too long")
         if len(data) < at + 5 + length:
-            return at + 5 + length
+            return None
         message += data[at + 5 : at + 5 + length]
         at += 5 + length
         if len(message) < 4:

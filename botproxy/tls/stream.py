@@ -15,14 +15,13 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from botproxy.net.deadlines import Deadlines
 from botproxy.net.stream import READ_SIZE, SocketStream, StreamTimeout
-from botproxy.tls.hello import is_handshake, offers_only_others
+from botproxy.tls.hello import HELLO_LIMIT, is_handshake, offers_only_others
 
-HANDSHAKE_LIMIT = 64 * 1024
-"""Bytes a client may send before its handshake is complete; more than any hello and certificate need."""
 _NO_APPLICATION_PROTOCOL = 120  # RFC 7301 3.2; has no name in the ssl module before 3.13
 _MAX_RECORD = 16384
 
@@ -59,16 +58,23 @@ class Accepted(ssl.SSLObject):
 
     sni: str | None = None
     served: Selected | None = None
-    received = b""
-    """From the client, until the handshake is complete."""
+    began = 0.0
+    """Monotonic seconds, at the first byte of the hello."""
+    hello: list[bytes] | None = None
+    """What came until the hello was complete, in pieces."""
+    received = 0
 
     def hear(self, data: bytes) -> None:
-        """Raises PlainHttp, HandshakeFailed."""
-        if not self.received and data and not is_handshake(data):
-            raise PlainHttp
-        self.received += data
-        if len(self.received) > HANDSHAKE_LIMIT:
+        """The client sent `data`. Raises PlainHttp, HandshakeFailed."""
+        if not self.received:
+            if not is_handshake(data):
+                raise PlainHttp
+            self.began, self.hello = monotonic(), []
+        self.received += len(data)
+        if self.received > HELLO_LIMIT:
             raise HandshakeFailed("handshake_too_long", sni=self.sni)
+        if self.hello is not None:
+            self.hello.append(data)
 
 
 def install(listener: ssl.SSLContext, select: Callable[[str | None], Selected | None]) -> None:
@@ -80,8 +86,10 @@ def install(listener: ssl.SSLContext, select: Callable[[str | None], Selected | 
     def choose(tls: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> int | None:
         assert isinstance(tls, Accepted)
         tls.sni = name
-        if offers_only_others(tls.received):
-            return _NO_APPLICATION_PROTOCOL
+        if tls.hello is not None:  # else it is the second one, which a client was asked for
+            hello, tls.hello = b"".join(tls.hello), None
+            if offers_only_others(hello):
+                return _NO_APPLICATION_PROTOCOL
         served = select(name)
         if served is None:
             return int(ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
@@ -125,22 +133,20 @@ class TlsStream(SocketStream):
         complete = client is None and self._advance()
         while not complete:
             data = await self.read(deadline)
+            if not data:
+                raise HandshakeFailed("broken_off", sni=client.sni if client is not None else None)
             if client is not None:
                 client.hear(data)
-            if data:
-                self._incoming.write(data)
-            else:
-                self._incoming.write_eof()
+            self._incoming.write(data)
             complete = self._advance()
         self._established = True
-        if client is not None:
-            client.received = b""
         if client is None or self.tls.version() != "TLSv1.3":
             self._send_sealed()
         # Else our last flight holds nothing but tickets, for which nobody waits: see `check`.
-        if rest := self.take():
-            self._incoming.write(rest)
-        if self._incoming.pending:
+        if self._incoming.pending or self.ended:
+            if self.ended:  # the end of TCP was read as it came; whether it is one of TLS shows now
+                self.ended = False
+                self._incoming.write_eof()
             self.unread(self._unseal())
             self._settle()
 
@@ -163,9 +169,6 @@ class TlsStream(SocketStream):
             raise _failure(error, self.tls) from error
 
     # What the peer sends
-
-    def is_quiet(self) -> bool:
-        return super().is_quiet() and not self._incoming.pending
 
     def _on_readable(self) -> None:
         SocketStream._on_readable(self)  # cheaper than super(), and on the way of every byte

@@ -54,6 +54,8 @@ class UpstreamConnection:
         self.request_sent = False
         self._may_reuse = False
         self._got_bytes = False
+        self._rest_waits = False
+        self._whole = b""
 
     # The response
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import h11
 import pytest
 from hypothesis import given
@@ -16,6 +18,18 @@ LIMITS = HeadLimits(head=16 * 1024, fields=100, request_line=8 * 1024)
 
 def request(*lines: bytes, line: bytes = b"GET / HTTP/1.1", host: bytes = b"Host: bot.example") -> bytes:
     return b"\r\n".join([line, *([host] if host else []), *lines, b"", b""])
+
+
+def test_what_connection_says_at_length_is_not_remembered() -> None:
+    def flood(first: int) -> None:
+        for number in range(first, first + 300):
+            options = b",".join(b"x%d-%d" % (number, each) for each in range(100))
+            assert parse_request(request(b"Connection: " + options), LIMITS).keep_alive
+
+    flood(0)
+    before = sys.getallocatedblocks()
+    flood(300)
+    assert sys.getallocatedblocks() - before < 1000
 
 
 def test_a_plain_head_is_read() -> None:

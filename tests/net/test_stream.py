@@ -111,6 +111,19 @@ def test_writes_beyond_the_mark_wait_for_the_peer() -> None:
     tell(story)
 
 
+def test_our_end_follows_what_is_unsent() -> None:
+    async def story(stream: SocketStream, far: socket.socket) -> None:
+        while not stream.unsent:
+            stream.write(b"x" * 65536)
+        stream.send_end()
+        loop = asyncio.get_running_loop()
+        far.setblocking(False)
+        while await loop.sock_recv(far, 1 << 20):
+            pass  # it comes to an end
+
+    tell(story)
+
+
 def test_a_peer_that_takes_nothing_loses_patience() -> None:
     async def story(stream: SocketStream, far: socket.socket) -> None:
         stream.set_write_patience(0.1)

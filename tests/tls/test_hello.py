@@ -45,12 +45,9 @@ def test_a_hello_may_be_spread_over_records(size: int) -> None:
     assert read_hello(in_records(hello_of("h2"), size)) == Hello((b"h2",))
 
 
-def test_every_cut_asks_for_more_than_there_is_and_never_too_much() -> None:
+def test_a_hello_that_is_cut_is_not_complete() -> None:
     for whole in (hello_of("h2"), in_records(hello_of("h2"), 50)):
-        for size in range(len(whole)):
-            needed = read_hello(whole[:size])
-            assert isinstance(needed, int)
-            assert size < needed <= len(whole)
+        assert not any(read_hello(whole[:size]) for size in range(len(whole)))
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n", b"G", b"SSH-2.0", b"\x80\x2e\x01\x03\x01"])
@@ -62,9 +59,9 @@ def test_another_protocol_is_recognised_by_its_first_bytes(data: bytes) -> None:
 def test_an_endless_hello_is_refused_before_it_is_there() -> None:
     with pytest.raises(BadHello):
         read_hello(b"\x16\x03\x01\x00\x04\x01\xff\xff\xff")
-    filler = b"\x16\x03\x01\x40\x00" + b"\x01\x00\x7f\xf0" + b"\0" * 0x3FFC
+    filler = b"\x16\x03\x01\x40\x00" + b"\x01\x00\xff\xf0" + b"\0" * 0x3FFC
     with pytest.raises(BadHello):
-        read_hello((filler * 3)[: HELLO_LIMIT + 10])
+        read_hello((filler * 5)[: HELLO_LIMIT + 10])
 
 
 @pytest.mark.parametrize("size", [1, 3, 100, 16384])
@@ -98,4 +95,4 @@ def test_no_bytes_make_it_fail_in_another_way(noise: bytes, at: int) -> None:
         result = read_hello(bytes(whole))
     except (BadHello, NotTls):
         return
-    assert isinstance(result, Hello | int)
+    assert result is None or isinstance(result, Hello)

@@ -160,6 +160,74 @@ def test_an_end_right_behind_the_last_bytes_is_seen(listener: ssl.SSLContext, ca
     tell(listener, ca, client, story)
 
 
+def in_memory(ca: Authority) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
+    """A client whose bytes a test sends when it wants to: with what it gets, and what it says."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return ca.trust().wrap_bio(incoming, outgoing, server_hostname="localhost"), incoming, outgoing
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+def test_an_end_that_comes_with_the_handshake_is_taken_for_what_it_is(
+    listener: ssl.SSLContext, ca: Authority, orderly: bool
+) -> None:
+    """Finished, the first request and the end of TCP at once: only close_notify makes it an orderly one."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        client, incoming, outgoing = in_memory(ca)
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        far.sendall(outgoing.read())
+        accepting = loop.create_task(tls.accept(near, listener, loop, Deadlines(loop), loop.time() + 5))
+        far.setblocking(False)
+        incoming.write(await loop.sock_recv(far, 65536))
+        client.do_handshake()
+        client.write(b"request")
+        if orderly:
+            with pytest.raises(ssl.SSLWantReadError):
+                client.unwrap()
+        far.send(outgoing.read())
+        far.shutdown(socket.SHUT_WR)
+        stream = await accepting
+        assert await stream.read() == b"request"
+        if orderly:
+            assert await stream.read() == b""
+        else:
+            with pytest.raises(StreamClosed):
+                await stream.read()
+        stream.shut()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 10))
+    far.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 100])
+def test_a_client_that_leaves_inside_its_hello_hears_nothing(
+    listener: ssl.SSLContext, ca: Authority, size: int
+) -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    client, _, outgoing = in_memory(ca)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    far.sendall(outgoing.read()[:size])
+    far.shutdown(socket.SHUT_WR)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(tls.HandshakeFailed) as caught:
+            await tls.accept(near, listener, loop, Deadlines(loop), loop.time() + 5)
+        assert caught.value.alert is None
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 10))
+    assert far.recv(100) == b""
+    far.close()
+
+
 def test_what_does_not_fit_into_the_kernel_follows(listener: ssl.SSLContext, ca: Authority) -> None:
     size = 3_000_000
 
