@@ -13,15 +13,18 @@ import time
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 
-from botproxy.model import Record
+from botproxy.model import Record, TlsInfo
 from botproxy.policy.masking import masked_path
 
+_USUAL_TARGET = 128
+"""Bytes of a target that is worth remembering."""
 TEXT_LIMIT = 256
 """Characters of any text but the path, which has its own limit."""
 
 
 def line(record: Record, now_wall: float) -> bytes:
     """The line of a request. `now_wall`: seconds since the epoch."""
+    what = _usual_what if len(record.target) <= _USUAL_TARGET else _what
     where = ""
     if record.route:
         where = (
@@ -29,14 +32,14 @@ def line(record: Record, now_wall: float) -> bytes:
             f',"hold_ms":{_ms(record.hold)},"upstream_ms":{_ms(record.upstream_seconds)}'
         )
     tls = record.tls
-    how = "" if tls is None else _agreed(tls.version, tls.cipher, tls.sni, tls.resumed)
-    if record.first_on_connection and tls is not None:
+    how = "" if tls is None else _agreed(tls)
+    if tls is not None and record.first_on_connection:
         how += f',"handshake_ms":{_ms(tls.handshake)}'
     if record.error is not None or record.detail is not None or record.tunnel:
         how += _unusual(record)
     return (
-        f'{{"time":"{timestamp(now_wall)}","id":{_text(record.id)}{_who(record.client, record.peer.address)}'
-        f',"method":{_method(record.method)},"path":"{masked_path(record.target)}"'
+        f'{{"time":"{timestamp(now_wall)}","id":{_text(record.id)}'
+        f"{what(record.client, record.peer.address, record.method, record.target)}"
         f',"status":{record.status},"bytes_in":{record.bytes_in},"bytes_out":{record.bytes_out}'
         f'{where},"total_ms":{_ms(record.total)}{how}}}\n'
     ).encode("ascii")
@@ -65,14 +68,6 @@ def timestamp(wall: float) -> str:
 # Private
 
 
-@lru_cache(maxsize=1024)
-def _agreed(version: str, cipher: str, sni: str | None, resumed: bool) -> str:
-    name = f',"sni":{_text(sni)}' if sni is not None else ""
-    return (
-        f',"tls":{_text(version)},"cipher":{_text(cipher)}{name},"resumed":{"true" if resumed else "false"}'
-    )
-
-
 def _unusual(record: Record) -> str:
     shown = ',"tunnel":true' if record.tunnel else ""
     if record.error is not None:
@@ -90,15 +85,20 @@ def _second(second: int) -> str:
 # What comes again and again.
 
 
-@lru_cache(maxsize=1024)
-def _who(client: str, peer: str) -> str:
+def _what(client: str, peer: str, method: bytes, target: bytes) -> str:
     behind = f',"peer":{_text(peer)}' if client != peer else ""
-    return f',"client":{_text(client)}{behind}'
+    shown = _text(method.decode("latin-1"))
+    return f',"client":{_text(client)}{behind},"method":{shown},"path":"{masked_path(target)}"'
 
 
-@lru_cache(maxsize=64)
-def _method(method: bytes) -> str:
-    return _text(method.decode("latin-1"))
+_usual_what = lru_cache(maxsize=1024)(_what)
+
+
+@lru_cache(maxsize=1024)
+def _agreed(tls: TlsInfo) -> str:
+    name = f',"sni":{_text(tls.sni)}' if tls.sni is not None else ""
+    resumed = "true" if tls.resumed else "false"
+    return f',"tls":{_text(tls.version)},"cipher":{_text(tls.cipher)}{name},"resumed":{resumed}'
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,6 @@ Used by `policy.routes` for names of routes and by `observe.access`.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 MASK = "***"
 LIMIT = 512
@@ -24,7 +23,6 @@ _DEPTH = 32
 _ORDINARY = re.compile(r"[A-Za-z0-9._~-]{0,7}|(?![a-f]+$)[A-Za-z.][a-z._~-]{7,14}|\*")
 
 
-@lru_cache(maxsize=1024)
 def masked_path(target: bytes) -> str:
     """The path of `target` as it may be shown: no query, ASCII, at most `LIMIT` characters."""
     path = target.partition(b"?")[0]

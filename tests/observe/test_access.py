@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from hypothesis import given
@@ -144,3 +145,14 @@ def test_lost_lines_are_one_line() -> None:
     assert line.endswith(b"}\n")
     shown = json.loads(line)
     assert (shown["error"], shown["count"]) == ("lines_lost", 17)
+
+
+def test_targets_of_any_length_are_not_remembered() -> None:
+    def line(number: int) -> None:
+        assert logged(target=b"/%d-" % number + b"x" * 4000)["path"].startswith("/")
+
+    line(0)
+    before = sys.getallocatedblocks()
+    for number in range(1000):
+        line(number)
+    assert sys.getallocatedblocks() - before < 500
