@@ -52,7 +52,8 @@ class ResponseHead:
     """Whether the bot allows another request on its connection."""
 
 
-class Peer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Peer:
     """Who is at the other end of a client connection."""
 
     address: str
