@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Protocol
 
 from botproxy.net.deadlines import Deadlines
-from botproxy.net.stream import READ_SIZE, SocketStream, StreamTimeout
+from botproxy.net.stream import SocketStream, StreamTimeout
 from botproxy.tls.hello import HELLO_LIMIT, is_handshake, offers_only_others
 
 _NO_APPLICATION_PROTOCOL = 120  # RFC 7301 3.2; has no name in the ssl module before 3.13
@@ -198,9 +198,9 @@ class TlsStream(SocketStream):
         incoming, read = self._incoming, self.tls.read
         content = b""
         try:
-            content = piece = read(READ_SIZE)
+            content = piece = read(_MAX_RECORD)
             while piece and incoming.pending:
-                piece = read(READ_SIZE)
+                piece = read(_MAX_RECORD)
                 content += piece
             if not piece:
                 self._verdict = True  # close_notify
