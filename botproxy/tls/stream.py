@@ -65,10 +65,8 @@ class Accepted(ssl.SSLObject):
     received = 0
 
     def hear(self, data: bytes) -> None:
-        """The client sent `data`. Raises PlainHttp, HandshakeFailed."""
+        """The client sent `data`. Raises HandshakeFailed when that is more than a handshake needs."""
         if not self.received:
-            if not is_handshake(data):
-                raise PlainHttp
             self.began, self.hello = monotonic(), []
         self.received += len(data)
         if self.received > HELLO_LIMIT:
@@ -115,32 +113,41 @@ class TlsStream(SocketStream):
     ) -> None:
         """`server_name`: that of the peer; None where the peer is the client."""
         super().__init__(sock, loop, deadlines)
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
-        )
+        self._context = context
+        self._server_name = server_name
         self._established = False
         self._verdict: OSError | bool = False
         """What stands behind the bytes received last: an orderly end (True), or why the connection broke."""
+
+    def _begin(self) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = self._context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=self._server_name is None,
+            server_hostname=self._server_name,
+        )
 
     def peer_alert(self) -> str | None:
         """The alert with which the peer broke the connection, if it did."""
         return alert_name(self.error) if isinstance(self.error, ssl.SSLError) else None
 
     async def shake(self, deadline: float) -> None:
-        """The handshake. Raises HandshakeFailed; StreamTimeout at `deadline`, StreamClosed."""
-        client = self.tls if isinstance(self.tls, Accepted) else None
-        complete = client is None and self._advance()
-        while not complete:
-            data = await self.read(deadline)
-            if not data:
-                raise HandshakeFailed("broken_off", sni=client.sni if client is not None else None)
-            if client is not None:
-                client.hear(data)
-            self._incoming.write(data)
+        """The handshake. Raises HandshakeFailed, PlainHttp; StreamTimeout at `deadline`, StreamClosed."""
+        if self._server_name is None:
+            # A client that says nothing costs nothing of OpenSSL.
+            data = await self._more(deadline)
+            if not is_handshake(data):
+                raise PlainHttp
+            self._begin()
+            complete = self._take(data)
+        else:
+            self._begin()
             complete = self._advance()
+        while not complete:
+            complete = self._take(await self._more(deadline))
         self._established = True
-        if client is None or self.tls.version() != "TLSv1.3":
+        if self._server_name is not None or self.tls.version() != "TLSv1.3":
             self._send_sealed()
         # Else our last flight holds nothing but tickets, for which nobody waits: see `check`.
         if self._incoming.pending or self.ended:
@@ -152,9 +159,22 @@ class TlsStream(SocketStream):
 
     def check(self, now: float) -> None:
         # Tickets go with our first answer, which spares a packet; here where none has come until now.
-        if self._outgoing.pending and self._established:
+        if self._established and self._outgoing.pending:
             self._send_sealed()
         super().check(now)
+
+    async def _more(self, deadline: float) -> bytes:
+        data = await self.read(deadline)
+        if not data:
+            raise HandshakeFailed("broken_off")
+        return data
+
+    def _take(self, data: bytes) -> bool:
+        """The peer sent `data`; whether the handshake is complete."""
+        if isinstance(self.tls, Accepted):
+            self.tls.hear(data)
+        self._incoming.write(data)
+        return self._advance()
 
     def _advance(self) -> bool:
         """Go on with the handshake; whether it is complete."""
