@@ -101,8 +101,6 @@ class Fields:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fields) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __iter__(self) -> Iterator[tuple[bytes, bytes, bytes]]:
         shape = self.shape
         for lower, name, line in zip(shape.lower, shape.names, self.lines, strict=True):
