@@ -184,7 +184,7 @@ class Proxy:
         upload = None
         started = monotonic()
         try:
-            upload = self._send(exchange, connection, self._request_head(head, fields, keep=bot.pool.keeps))
+            upload = self._send(exchange, connection, _request_head(head, fields, keep=bot.pool.keeps))
             if upload is None:
                 deadline = self._loop.time() + self._response_patience
                 response = await connection.read_head(head.method, exchange.send_continue, lambda: deadline)
@@ -222,14 +222,6 @@ class Proxy:
         upload = _Upload(exchange, connection, self._loop, self._response_patience)
         upload.start(raw_head)
         return upload
-
-    def _request_head(self, head: RequestHead, fields: bytes, *, keep: bool) -> bytes:
-        framing = b"" if keep or head.websocket_key else b"Connection: close\r\n"
-        if head.chunked:
-            framing += b"Transfer-Encoding: chunked\r\n"
-        elif head.content_length is not None:
-            framing += b"Content-Length: %d\r\n" % head.content_length
-        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.target, fields, framing)
 
     # From the bot
 
@@ -402,6 +394,15 @@ class _Upload:
     def _end(self, error: errors.ProxyError) -> None:
         self._error = error
         self._connection.stream.interrupt(error)
+
+
+def _request_head(head: RequestHead, fields: bytes, *, keep: bool) -> bytes:
+    framing = b"" if keep or head.websocket_key else b"Connection: close\r\n"
+    if head.chunked:
+        framing += b"Transfer-Encoding: chunked\r\n"
+    elif head.content_length is not None:
+        framing += b"Content-Length: %d\r\n" % head.content_length
+    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.target, fields, framing)
 
 
 def _check_switch(head: RequestHead, response: ResponseHead) -> None:

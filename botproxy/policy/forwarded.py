@@ -51,9 +51,9 @@ def lines_behind(
     peer: Peer, fields: Fields, trusted: Sequence[Network], authority: bytes, scheme: bytes
 ) -> bytes:
     """As `lines`, for a trusted peer: its chain and its word on scheme, host and port are kept."""
-    proto = _sole(fields, b"x-forwarded-proto").lower()
-    host = _sole(fields, b"x-forwarded-host")
-    port = _sole(fields, b"x-forwarded-port")
+    proto = (fields.sole(b"x-forwarded-proto") or b"").lower()
+    host = fields.sole(b"x-forwarded-host") or b""
+    port = fields.sole(b"x-forwarded-port") or b""
     return _lines(
         (*_chain(fields, trusted), peer.address),
         host if _AUTHORITY.fullmatch(host) else authority,
@@ -105,11 +105,6 @@ def _hop(entry: bytes) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return address.ipv4_mapped or address
-
-
-def _sole(fields: Fields, name: bytes) -> bytes:
-    """The value of a field that stands there exactly once; otherwise empty."""
-    return fields.sole(name) or b""
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,11 @@ def listener(ca: Authority) -> ssl.SSLContext:
     return context
 
 
+def run(story: Coroutine[object, object, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(story, 10))
+
+
 def tell(
     listener: ssl.SSLContext, ca: Authority, client: Callable[[ssl.SSLSocket], None], story: Story
 ) -> None:
@@ -49,7 +54,7 @@ def tell(
     near, far = socket.socketpair()
     near.setblocking(False)
 
-    def run() -> None:
+    def talk() -> None:
         with ca.trust().wrap_socket(far, server_hostname="localhost") as sock:
             client(sock)
 
@@ -62,10 +67,9 @@ def tell(
         finally:
             stream.shut()
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=talk)
     thread.start()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(main(), 10))
+    run(main())
     thread.join(5)
 
 
@@ -199,8 +203,7 @@ def test_an_end_that_comes_with_the_handshake_is_taken_for_what_it_is(
                 await stream.read()
         stream.shut()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(main(), 10))
+    run(main())
     far.close()
 
 
@@ -222,8 +225,7 @@ def test_a_client_that_leaves_inside_its_hello_hears_nothing(
             await tls.accept(near, listener, loop, Deadlines(loop), loop.time() + 5)
         assert caught.value.alert is None
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(main(), 10))
+    run(main())
     assert far.recv(100) == b""
     far.close()
 
@@ -260,8 +262,7 @@ def test_a_client_that_never_comes_to_an_end_of_its_hello_is_sent_away(
         with pytest.raises(tls.HandshakeFailed):
             await tls.accept(near, listener, loop, Deadlines(loop), loop.time() + 5)
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(main(), 10))
+    run(main())
     far.close()
 
 
@@ -283,6 +284,5 @@ def test_the_peers_alert_is_kept(listener: ssl.SSLContext, tmp_path: Path) -> No
 
     thread = threading.Thread(target=client)
     thread.start()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(main(), 10))
+    run(main())
     thread.join(5)
