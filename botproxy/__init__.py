@@ -91,6 +91,9 @@ Decisions that shape the rest
     chunked coding has a decoder of its own (`http.body`), because h11's is more lenient than a front door
     may be. Property tests hold both to h11's meaning.
 
+    Pydantic judges the configuration in a process of its own, which ends with it (`config.apart`): those
+    that serve have its keys as plain frozen data, which spares a fifth of the memory of all of them.
+
     A connection to the bot belongs to one client (`reuse: client`): one client's broken exchange cannot
     become another's answer.
 

@@ -18,10 +18,9 @@ import ssl
 from collections.abc import Callable, Mapping
 from math import inf
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from botproxy import errors
-from botproxy.config.schema import Config
 from botproxy.fields import Fields
 from botproxy.http.body import LAST_CHUNK, chunk
 from botproxy.http.dates import http_date
@@ -38,6 +37,9 @@ from botproxy.upstream.connection import UpstreamConnection
 from botproxy.upstream.dial import Dialer
 from botproxy.upstream.hold import Hold
 from botproxy.upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 

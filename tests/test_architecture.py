@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "botproxy"
 LAYERS = [  # import only from rows above, or from your own folder
     {"fields"},
-    {"errors", "model", "reasons", "config.schema", "config.units", "config.values", "config.conflicts"},
+    {"errors", "model", "reasons", "config.units", "config.values", "config.kinds", "config.conflicts"}
+    | {"config.schema"},
     {"policy", "tls.certificates", "tls.rules", "tls.pem", "tls.lifetime", "tls.guard"},
     {"net"},
     {"config", "tls", "http", "observe"},
@@ -28,7 +29,7 @@ LAYERS = [  # import only from rows above, or from your own folder
 ]
 PURE = (
     *("errors", "fields", "model", "reasons", "policy", "http.head", "http.body", "net.proxy_protocol"),
-    *("config.schema", "config.units", "config.values", "config.conflicts"),
+    *("config.schema", "config.units", "config.values", "config.kinds", "config.conflicts"),
     *("tls.certificates", "tls.rules", "tls.pem", "tls.hello", "tls.lifetime", "tls.guard"),
     *("keeper.states", "keeper.naming"),
 )

@@ -14,17 +14,21 @@ import shlex
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from botproxy.cli import development, echo_bot, report
 from botproxy.cli.verb import Verb, WrongUsage
-from botproxy.config.load import load_options
-from botproxy.config.schema import Config, split_address
+from botproxy.config.apart import load_options
 from botproxy.config.state import Placement, make_state_dir
+from botproxy.config.values import split_address
 from botproxy.observe import logs
 from botproxy.server.privileges import UNPRIVILEGED
 from botproxy.server.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 _ADDRESS = "127.0.0.1:8443"
 _NEAR = ("127.0.0.1", "localhost", "::1", "", "0.0.0.0", "::")
@@ -73,6 +77,7 @@ def configuration(listen: str, chain: str, key: str, bot_port: int) -> Config:
             "admin": "off",
         },
         {"listen": "--listen"},
+        {},
     )
     if listen == "systemd" or listen.startswith("fd:") or split_address(listen)[0] not in _NEAR:
         raise WrongUsage(

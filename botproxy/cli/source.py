@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from botproxy.cli.verb import WrongUsage
 from botproxy.config import environment
-from botproxy.config.load import load_file, load_options
-from botproxy.config.schema import Config
+from botproxy.config.apart import load_file, load_options
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 _EXPECTED = 'expected either "--config FILE" or "--cert CHAIN --key KEY"'
 _OPTIONS = (

@@ -11,9 +11,9 @@ import types
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from botproxy.config.kinds import Mark
 from botproxy.config.schema import Config, Section
 from botproxy.config.units import Path
-from botproxy.config.values import Mark
 
 
 def dotted(path: Path) -> str:

@@ -3,7 +3,8 @@
 One class per YAML section, fields in the order of the annotated file in
 `configs/`. Values are checked here one by one and against each other; reading
 files, environment and line numbers is `config.load`. Every part of the program
-receives its own section, never the whole.
+receives its own section, never the whole; those that serve have it as plain data
+with the same keys (`config.apart`), and import this for its types alone.
 """
 
 from __future__ import annotations
@@ -24,42 +25,32 @@ from pydantic import (
 )
 
 from botproxy.config.conflicts import contradictions
-from botproxy.config.units import (
-    BodySize,
-    Duration,
-    DurationOrUnlimited,
-    DurationOrZero,
-    Fault,
-    HeadSize,
-    Rate,
-    Refused,
-    Size,
-    WorkerMemory,
-)
-from botproxy.config.values import (
-    ADDRESS_EXPECTED,
-    ADDRESS_PATTERN,
+from botproxy.config.kinds import (
     Account,
     Address,
     AdminSocket,
+    BodySize,
     CertificateName,
     Cidr,
+    Duration,
+    DurationOrUnlimited,
+    DurationOrZero,
     FileName,
     HeaderName,
     HeaderValue,
+    HeadSize,
     Host,
+    Rate,
     RoutePath,
+    Size,
     TrustedCidr,
     UpstreamName,
     Url,
+    WorkerMemory,
     Workers,
-    address_hint,
-    listen_address,
-    parse_target,
 )
-from botproxy.config.values import Network as Network
-from botproxy.config.values import Target as Target
-from botproxy.config.values import split_address as split_address
+from botproxy.config.units import Fault, Refused
+from botproxy.config.values import ADDRESS_EXPECTED, ADDRESS_PATTERN, address_hint, listen_address
 
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
@@ -172,10 +163,6 @@ class Upstream(Section):
         if value is not None and not info.data.get("url", "https:").startswith("https:"):
             raise Refused(Fault("a `url` that begins with https://, for nothing else is verified"))
         return value
-
-    @property
-    def target(self) -> Target:
-        return parse_target(self.url)
 
 
 class RateLimit(Section):
@@ -398,10 +385,6 @@ class Config(Section):
         if faults := contradictions(self.model_dump(include=_JUDGED)):
             raise Refused(*faults)
         return self
-
-    def upstream_of(self, route: Route) -> str:
-        """Name of the upstream that serves `route`."""
-        return route.upstream or next(iter(self.upstreams))
 
 
 _JUDGED: Final = {

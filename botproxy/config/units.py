@@ -12,9 +12,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Annotated
-
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 Path = tuple[str | int, ...]
 """Where a value stands in the configuration: keys, and indices into lists."""
@@ -54,9 +51,9 @@ LONGEST = 3650 * 86400.0
 
 # At most 12 digits: enough for everybody, and far from where int() and float() misbehave.
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,6})?"
-_DURATION = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
-_SIZE = re.compile(r"([0-9]{1,12}) ?(B|KiB|MiB|GiB|)")
-_RATE = re.compile(rf"({_NUMBER})/(s|m|h)")
+DURATION = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
+SIZE = re.compile(r"([0-9]{1,12}) ?(B|KiB|MiB|GiB|)")
+RATE = re.compile(rf"({_NUMBER})/(s|m|h)")
 _NEARLY = re.compile(rf"({_NUMBER}) ?(?:r?/)? ?([A-Za-z]*)")
 """A number and some unit, for hints: `30 sec`, `32MB`, nginx's `20r/s`."""
 
@@ -69,7 +66,7 @@ def duration_or_zero(value: object) -> float:
     """Seconds from "500ms", "30s", "2m", "1h", "365d" or 0; a bare number is ambiguous and refused."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
         return 0.0
-    if not isinstance(value, str) or not (match := _DURATION.fullmatch(value.strip())):
+    if not isinstance(value, str) or not (match := DURATION.fullmatch(value.strip())):
         raise Refused(Fault(_DURATION_EXPECTED, hint=_as_written(value, _duration_hint)))
     seconds = float(match[1]) * SECONDS[match[2]]
     if seconds > LONGEST:
@@ -107,7 +104,7 @@ def size(value: object) -> int:
     """Bytes from "32MiB", "16KiB", "512B" or a whole number."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**12:
         return value
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+    if isinstance(value, str) and (match := SIZE.fullmatch(value.strip())):
         return int(match[1]) * BYTES[match[2]]
     raise Refused(Fault(_SIZE_EXPECTED, hint=_as_written(value, _size_hint)))
 
@@ -136,7 +133,7 @@ def size_text(count: int) -> str:
 
 def rate(value: object) -> float:
     """Events per second from "20/s", "100/m" or "500/h"."""
-    if isinstance(value, str) and (match := _RATE.fullmatch(value.strip())):
+    if isinstance(value, str) and (match := RATE.fullmatch(value.strip())):
         per_second = float(match[1]) / SECONDS[match[2]]
         if per_second > 0:
             return per_second
@@ -182,66 +179,3 @@ def _rate_hint(number: str, unit: str) -> str | None:
 
 def _no_unlimited(count: int) -> str | None:
     return 'there is no "unlimited"; write the size you need, such as "1GiB"' if count == 0 else None
-
-
-# Types of fields
-
-
-def _text(pattern: str) -> dict[str, object]:
-    return {"type": "string", "pattern": f"^{pattern}$"}
-
-
-_SIZE_SCHEMA = {"anyOf": [_text(_SIZE.pattern), {"type": "integer", "minimum": 0}]}
-
-Duration = Annotated[
-    float,
-    BeforeValidator(duration),
-    PlainSerializer(duration_text),
-    WithJsonSchema(_text(rf"(?=.*[1-9]){_DURATION.pattern}")),
-]
-"""Seconds, above zero; written with a unit."""
-
-DurationOrZero = Annotated[
-    float,
-    BeforeValidator(duration_or_zero),
-    PlainSerializer(duration_text),
-    WithJsonSchema({"anyOf": [_text(_DURATION.pattern), {"const": 0}]}),
-]
-"""Seconds, or 0 where the key says what 0 means; written with a unit."""
-
-DurationOrUnlimited = Annotated[
-    float,
-    BeforeValidator(duration_or_unlimited),
-    PlainSerializer(duration_text),
-    WithJsonSchema({"anyOf": [_text(_DURATION.pattern), {"enum": [0, "unlimited"]}]}),
-]
-"""Seconds, infinity for `unlimited`; written with a unit."""
-
-Size = Annotated[int, BeforeValidator(size), PlainSerializer(size_text), WithJsonSchema(_SIZE_SCHEMA)]
-"""Bytes; written with a binary unit or as a whole number."""
-
-HeadSize = Annotated[
-    int,
-    BeforeValidator(size_between(1024, 1024**2)),
-    PlainSerializer(size_text),
-    WithJsonSchema(_SIZE_SCHEMA),
-]
-"""Bytes of something held in memory for each connection: 1 KiB to 1 MiB."""
-
-BodySize = Annotated[
-    int, BeforeValidator(size_between(1)), PlainSerializer(size_text), WithJsonSchema(_SIZE_SCHEMA)
-]
-"""Bytes of something that streams; a limit of zero would refuse all of it, and is no "unlimited"."""
-
-WorkerMemory = Annotated[
-    int,
-    BeforeValidator(size_between(64 * 1024**2)),
-    PlainSerializer(size_text),
-    WithJsonSchema(_SIZE_SCHEMA),
-]
-"""Bytes of a whole process, which needs some 40 MiB to begin with."""
-
-Rate = Annotated[
-    float, BeforeValidator(rate), PlainSerializer(rate_text), WithJsonSchema(_text(_RATE.pattern))
-]
-"""Events per second; written with the span it counts over."""

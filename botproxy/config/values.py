@@ -11,25 +11,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from enum import Enum
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+from typing import Literal
 
 from botproxy.config.units import Fault, Refused
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class Mark(Enum):
-    """What `config.load` must know about a field beyond its type."""
-
-    SECRET = "never shown in an error: it may hold a token, or a password pasted into the wrong key"
-    FILE = "a file or directory, relative to the one that names it"
-
-
-def _text(pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "pattern": f"^(?:{pattern})$"})
 
 
 # Listening addresses
@@ -171,16 +157,16 @@ class Target:
         return {(host, self.port) for host in reached}
 
 
-_URL = re.compile(rf"(https?)://({_V6}|{_NAME})(?::([0-9]{{1,5}}))?/?")
-_SOCKET = re.compile(r"unix:(/[!-~]{1,106})")
+URL = re.compile(rf"(https?)://({_V6}|{_NAME})(?::([0-9]{{1,5}}))?/?")
+SOCKET = re.compile(r"unix:(/[!-~]{1,106})")
 _URL_EXPECTED = '"http://host:port", "https://host:port" or "unix:/path/to.sock"'
 
 
 def parse_target(url: str) -> Target:
     """The address in an upstream `url`; raises Refused."""
-    if match := _SOCKET.fullmatch(url):
+    if match := SOCKET.fullmatch(url):
         return Target(scheme="unix", host="", port=0, path=match[1])
-    match = _URL.fullmatch(url)
+    match = URL.fullmatch(url)
     if match is None or not _is_host(match[2]):
         raise Refused(Fault(_URL_EXPECTED, hint=_url_hint(url)))
     scheme: Literal["http", "https"] = "https" if match[1] == "https" else "http"
@@ -202,7 +188,7 @@ def _url_hint(url: str) -> str | None:
     return None if "://" in url else "put http:// before host and port"
 
 
-def _url(value: str) -> str:
+def checked_url(value: str) -> str:
     parse_target(value)
     return value
 
@@ -213,11 +199,11 @@ def _url(value: str) -> str:
 _HOST = re.compile(
     r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*|\[[0-9a-f:.]+\]"
 )
-_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
-_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
+UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 # Printable ASCII but %, ?, # and backslash; no empty and no dot segments.
-_ROUTE_PATH = re.compile(r"/(?!/|.*//|\.\.?(?:/|$)|.*/\.\.?(?:/|$))[!\x22$&->@-\[\]-~]*")
+ROUTE_PATH = re.compile(r"/(?!/|.*//|\.\.?(?:/|$)|.*/\.\.?(?:/|$))[!\x22$&->@-\[\]-~]*")
 _CONNECTION_HEADERS = {
     "connection",
     "content-length",
@@ -251,7 +237,7 @@ def _host_hint(value: str) -> str | None:
 
 def route_path(value: str) -> str:
     """The path, checked."""
-    if not _ROUTE_PATH.fullmatch(value):
+    if not ROUTE_PATH.fullmatch(value):
         raise Refused(
             Fault('a path like "/telegram": from the root, without %, ?, #, backslash, "//" or dot segments')
         )
@@ -260,14 +246,14 @@ def route_path(value: str) -> str:
 
 def upstream_name(value: str) -> str:
     """The name, checked."""
-    if not _UPSTREAM_NAME.fullmatch(value):
+    if not UPSTREAM_NAME.fullmatch(value):
         raise Refused(Fault('a name of letters, digits, "_", "-" and "."'))
     return value
 
 
 def header_name(value: str) -> str:
     """The name of a response header, checked."""
-    if not _HEADER_NAME.fullmatch(value):
+    if not HEADER_NAME.fullmatch(value):
         raise Refused(Fault('a header name of letters, digits and "-"'))
     if value.lower() in _CONNECTION_HEADERS:
         raise Refused(Fault("a header of the response", found="one that belongs to the connection"))
@@ -276,14 +262,14 @@ def header_name(value: str) -> str:
     return value
 
 
-def _header_value(value: str) -> str:
+def header_value(value: str) -> str:
     if not re.fullmatch(r"(?:[!-~](?:[\t -~]*[!-~])?)?", value):
         raise Refused(Fault("printable ASCII without spaces around it"))
     return value
 
 
-def _account(value: str) -> str:
-    if not _ACCOUNT.fullmatch(value):
+def account(value: str) -> str:
+    if not ACCOUNT.fullmatch(value):
         raise Refused(Fault('the name of an account like "botproxy"'))
     if value == "root":
         raise Refused(
@@ -295,7 +281,7 @@ def _account(value: str) -> str:
     return value
 
 
-def _file_name(value: str) -> str:
+def file_name(value: str) -> str:
     if "-----BEGIN" in value:
         raise Refused(Fault("the name of a PEM file", found="the PEM text itself"))
     if not value or re.search(r"[\x00-\x1f\x7f]", value):
@@ -303,7 +289,7 @@ def _file_name(value: str) -> str:
     return value
 
 
-def _workers(value: object) -> object:
+def workers(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 64):
         return value
     number = isinstance(value, str) and re.fullmatch(r"[1-9]|[1-5][0-9]|6[0-4]", value)
@@ -311,41 +297,10 @@ def _workers(value: object) -> object:
     raise Refused(Fault('"auto" or a number from 1 to 64', hint=hint))
 
 
-def _admin_socket(value: object) -> str:
+def admin_socket(value: object) -> str:
     if value is False:  # YAML 1.1 reads a bare `off` so
         return "off"
-    if isinstance(value, str) and (value == "off" or _SOCKET.fullmatch(value)):
+    if isinstance(value, str) and (value == "off" or SOCKET.fullmatch(value)):
         return value
-    path = isinstance(value, str) and _SOCKET.fullmatch(f"unix:{value}")
+    path = isinstance(value, str) and SOCKET.fullmatch(f"unix:{value}")
     raise Refused(Fault('"unix:/path/to.sock" or "off"', hint=f'write "unix:{value}"' if path else None))
-
-
-# Types of fields
-
-
-Cidr = Annotated[Network, BeforeValidator(network), PlainSerializer(str), WithJsonSchema({"type": "string"})]
-TrustedCidr = Annotated[
-    Network, BeforeValidator(trusted_network), PlainSerializer(str), WithJsonSchema({"type": "string"})
-]
-Address = Annotated[str, BeforeValidator(listen_address), _text(f"{_ADDRESS.pattern}|{_INHERITED.pattern}")]
-Url = Annotated[str, AfterValidator(_url), _text(f"{_URL.pattern}|{_SOCKET.pattern}"), Mark.SECRET]
-Host = Annotated[str, AfterValidator(route_host), _text(r"[!-~]+")]
-RoutePath = Annotated[str, AfterValidator(route_path), _text(_ROUTE_PATH.pattern), Mark.SECRET]
-UpstreamName = Annotated[str, AfterValidator(upstream_name), _text(_UPSTREAM_NAME.pattern)]
-CertificateName = Annotated[str, AfterValidator(upstream_name), _text(_UPSTREAM_NAME.pattern)]
-HeaderName = Annotated[str, AfterValidator(header_name), _text(_HEADER_NAME.pattern)]
-HeaderValue = Annotated[str, AfterValidator(_header_value), Mark.SECRET]
-Account = Annotated[str, AfterValidator(_account), _text(_ACCOUNT.pattern)]
-FileName = Annotated[str, AfterValidator(_file_name), Mark.SECRET, Mark.FILE]
-AdminSocket = Annotated[
-    str,
-    BeforeValidator(_admin_socket),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "pattern": f"^{_SOCKET.pattern}$"}, {"enum": ["off", False]}]}
-    ),
-]
-Workers = Annotated[
-    Literal["auto"] | int,
-    BeforeValidator(_workers),
-    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 64}]}),
-]

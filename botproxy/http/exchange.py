@@ -14,15 +14,18 @@ import asyncio
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from botproxy import errors
-from botproxy.config.schema import Limits, Timeouts
 from botproxy.http.body import LAST_CHUNK, BodyError, ChunkedDecoder, Decoder, LengthDecoder, chunk
 from botproxy.http.head import HeadLimits
 from botproxy.model import Record, RequestHead
 from botproxy.net.stream import SocketStream, StreamClosed, StreamTimeout
 from botproxy.policy.limits import too_slow
 from botproxy.reasons import REASONS
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Limits, Timeouts
 
 HELD_LIMIT = 16 * 1024
 """Response bytes held back at most; one TLS record."""

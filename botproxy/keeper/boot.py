@@ -14,9 +14,8 @@ import logging
 import ssl
 import time
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from botproxy.config.schema import Certificate as Entry
-from botproxy.config.schema import Config
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper.appraisal import objection
 from botproxy.keeper.lineage import Active, Lineage, holds
@@ -25,6 +24,10 @@ from botproxy.keeper.naming import names_of
 from botproxy.keeper.source import Pair, read_pair, read_password
 from botproxy.keeper.store import Generation, Refusal, Store
 from botproxy.tls.rules import Finding
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Certificate as Entry
+    from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from botproxy.config.schema import Certificate as Entry
 from botproxy.errors import Problem
 from botproxy.keeper.source import Pair
 from botproxy.keeper.states import State, step
@@ -21,6 +20,9 @@ from botproxy.tls.certificates import Certificate
 from botproxy.tls.guard import is_fine
 from botproxy.tls.lifetime import Stage, renewal_due, stage
 from botproxy.tls.rules import Finding
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Certificate as Entry
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from botproxy.config.schema import Certificate as Entry
-from botproxy.config.schema import Config
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper.appraisal import distrusted_chain, system_roots
 from botproxy.keeper.source import Pair, read_pair
@@ -27,6 +26,10 @@ from botproxy.tls.context import CertificateSet, hand
 from botproxy.tls.pem import CertificateError, read_chain, read_key
 from botproxy.tls.proof import ProofFailed, prove
 from botproxy.tls.rules import Finding
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Certificate as Entry
+    from botproxy.config.schema import Config
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,11 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
-from botproxy.config.schema import Certificate
+if TYPE_CHECKING:
+    from botproxy.config.schema import Certificate
+
 
 _USUAL = {"fullchain", "chain", "cert", "certificate", "tls", "server", "site"}
 """Stems of files that say nothing; the directory's name is the better one."""

@@ -18,8 +18,8 @@ import socket
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from botproxy.config.schema import Config
 from botproxy.config.state import state_dir
 from botproxy.control import link, packets
 from botproxy.control.packets import PacketError
@@ -38,6 +38,9 @@ from botproxy.keeper.store import Store
 from botproxy.keeper.superior import Superior
 from botproxy.keeper.watch import Watch
 from botproxy.keeper.workers import Offer, Workers
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from botproxy.config.schema import Config
 from botproxy.control.packets import PacketError
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper import vigil
@@ -41,6 +40,9 @@ from botproxy.keeper.workers import Offer
 from botproxy.tls.certificates import Certificate
 from botproxy.tls.context import CertificateSet
 from botproxy.tls.rules import Finding, examine
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 

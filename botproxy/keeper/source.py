@@ -18,12 +18,15 @@ import pwd
 import shlex
 import stat
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from botproxy.config import schema
 from botproxy.errors import ConfigError, Problem
 from botproxy.keeper.paths import mounted_alone, obstacle, resolved
 from botproxy.tls.pem import MAX_SIZE
 from botproxy.tls.rules import Finding
+
+if TYPE_CHECKING:
+    from botproxy.config import schema
 
 
 @dataclass(frozen=True, slots=True)

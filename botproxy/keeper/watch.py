@@ -17,13 +17,15 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from threading import Event
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 # Not `watchfiles.awatch`, which costs 4 MiB: it needs all of anyio.
 from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
-from botproxy.config import schema
 from botproxy.keeper.paths import deciding_directories, steps
+
+if TYPE_CHECKING:
+    from botproxy.config import schema
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
-from botproxy.config.schema import Network
+from botproxy.config.values import Network
 from botproxy.fields import Fields
 from botproxy.model import Peer
 

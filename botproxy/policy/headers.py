@@ -18,13 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import compress
+from typing import TYPE_CHECKING
 
-from botproxy.config.schema import Config, Hsts
 from botproxy.errors import BadRequest
 from botproxy.fields import Fields, Shape
 from botproxy.model import Peer, RequestHead
 from botproxy.policy import forwarded
 from botproxy.policy.forwarded import client_address as client_address
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config, Hsts
 
 _HOP_BY_HOP = frozenset(
     {

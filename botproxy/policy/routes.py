@@ -13,11 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from botproxy.config.schema import Config, RateLimit, Route
 from botproxy.errors import BadRequest, Misdirected, NotFound
 from botproxy.policy.masking import masked_path
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config, RateLimit, Route
 
 _MARKS = re.compile(rb"[%\\;]|//|/\.")
 """A path without these is read alike by everybody."""
@@ -143,7 +146,7 @@ def _compile(index: int, route: Route, config: Config) -> CompiledRoute:
     more = f"+{len(route.hosts) - 1}" if len(route.hosts) > 1 else ""
     host = route.hosts[0] if route.hosts else ""
     name = f"{host}{more}{masked_path(route.path.encode('ascii'))}"
-    return CompiledRoute(index, name, config.upstream_of(route), route.rate)
+    return CompiledRoute(index, name, route.upstream or next(iter(config.upstreams)), route.rate)
 
 
 def _fits(host: str, hosts: Sequence[str]) -> bool:

@@ -16,10 +16,13 @@ import mmap
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from botproxy import errors
-from botproxy.config.schema import RateLimit
 from botproxy.policy.limits import address_key, admit
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import RateLimit
 
 BUCKETS = 65536
 _ROW = BUCKETS + 1

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from botproxy.config.schema import Config
 from botproxy.config.state import admin_socket
 from botproxy.keeper import admin
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 
 class Desk:

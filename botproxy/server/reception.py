@@ -16,10 +16,10 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botproxy import errors
-from botproxy.config.schema import Config, Network
+from botproxy.config.values import Network
 from botproxy.http.dates import http_date
 from botproxy.http.exchange import Settings, status_line
 from botproxy.http.h1 import Application, ClientConnection
@@ -37,6 +37,9 @@ from botproxy.server.listener import Listener
 from botproxy.server.sockets import Bound
 from botproxy.tls import stream as tls
 from botproxy.tls.context import Served
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,13 @@ import os
 import socket
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from botproxy.config.schema import Listen, Network, split_address
+from botproxy.config.values import Network, split_address
 from botproxy.keeper.probes import Endpoint
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Listen
 
 BACKLOG = 4096
 """Lowered by the kernel to net.core.somaxconn."""
@@ -89,9 +93,9 @@ class Listening:
         arrangement = Arrangement([[] for _ in range(slots)], [])
         try:
             for tls, group in ((True, listens), (False, plain)):
-                for listen in (each for entry in group for each in self._expand(entry)):
-                    socks = self._enough((tls, listen.address), slots, arrangement)
-                    shared = listen.address.startswith("fd:")
+                for listen, address in ((each, one) for each in group for one in self._expand(each.address)):
+                    socks = self._enough((tls, address), slots, arrangement)
+                    shared = address.startswith("fd:")
                     # More sockets than workers, where there were more workers before: none may be closed,
                     # for the connections in its queue would be reset.
                     for number, sock in enumerate(socks):
@@ -158,19 +162,19 @@ class Listening:
                 del self._open[key]
         return socks
 
-    def _expand(self, listen: Listen) -> list[Listen]:
+    def _expand(self, address: str) -> list[str]:
         """`systemd` stands for every socket that the service manager passed, `systemd:NAME` for some."""
-        if not listen.address.startswith("systemd"):
-            return [listen]
-        _, _, name = listen.address.partition(":")
+        if not address.startswith("systemd"):
+            return [address]
+        _, _, name = address.partition(":")
         found = [fd for fd, called in self._passed if name in ("", called)]
         if not found:
             known = ", ".join(sorted({called for _, called in self._passed})) or "none"
             raise BindError(
-                f'cannot use "{listen.address}": no such socket was passed (there are: {known}); '
+                f'cannot use "{address}": no such socket was passed (there are: {known}); '
                 "start botproxy from a .socket unit, with FileDescriptorName= for a name"
             )
-        return [Listen(address=f"fd:{fd}", proxy_protocol_from=listen.proxy_protocol_from) for fd in found]
+        return [f"fd:{fd}" for fd in found]
 
 
 def endpoint_of(bounds: Sequence[Bound]) -> Endpoint | None:

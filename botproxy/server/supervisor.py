@@ -20,9 +20,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
+from typing import TYPE_CHECKING
 
 from botproxy import __version__
-from botproxy.config.schema import Config
 from botproxy.config.state import make_state_dir
 from botproxy.control import link
 from botproxy.control.packets import PacketError
@@ -36,6 +36,9 @@ from botproxy.server.notify import Notifier
 from botproxy.server.signals import Signals
 from botproxy.server.staff import HANGING, START_PATIENCE, Staff
 from botproxy.server.team import MOST_WORKERS, Team, assemble, check_change
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 

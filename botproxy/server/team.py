@@ -14,8 +14,8 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from botproxy.config.schema import Config
 from botproxy.errors import ConfigError, Problem
 from botproxy.server import privileges
 from botproxy.server.census import Census, Seats, SharedLimiter
@@ -24,6 +24,9 @@ from botproxy.server.privileges import Account
 from botproxy.server.sockets import Arrangement, Listening
 from botproxy.tls.context import listener_context
 from botproxy.upstream.dial import verifications
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ import ssl
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import uvloop
 
-from botproxy.config.schema import Config
 from botproxy.control import link, packets
 from botproxy.control.vitals import BEAT, Pulse
 from botproxy.model import Record
@@ -37,6 +37,9 @@ from botproxy.server.plain import Plain
 from botproxy.server.reception import Reception
 from botproxy.server.sockets import Bound
 from botproxy.tls import stream as tls
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 

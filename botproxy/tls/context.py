@@ -19,10 +19,13 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from botproxy.config import schema
 from botproxy.tls.certificates import Certificate, KeyType
 from botproxy.tls.rules import hsts_allowed
+
+if TYPE_CHECKING:
+    from botproxy.config import schema
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 PROTOCOLS = ["http/1.1"]

@@ -16,14 +16,17 @@ import socket
 import ssl
 import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botproxy import errors
-from botproxy.config.schema import Target, Upstream
+from botproxy.config.values import Target, parse_target
 from botproxy.net.deadlines import Deadlines
 from botproxy.net.readiness import Readiness
 from botproxy.net.stream import SocketStream
 from botproxy.tls import stream as tls
+
+if TYPE_CHECKING:
+    from botproxy.config.schema import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class Dialer:
         deadlines: Deadlines,
     ) -> None:
         """`verification`: as `verifications` made it, for https:// upstreams."""
-        self._target = upstream.target
+        self._target = parse_target(upstream.url)
         self._timeout = connect_timeout
         self._loop = loop
         self._deadlines = deadlines
@@ -133,7 +136,7 @@ def verifications(upstreams: Mapping[str, Upstream]) -> dict[str, ssl.SSLContext
     """
     contexts, problems = {}, []
     for name, upstream in upstreams.items():
-        if upstream.target.scheme != "https":
+        if parse_target(upstream.url).scheme != "https":
             continue
         try:
             contexts[name] = _verification(upstream)

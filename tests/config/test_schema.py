@@ -280,7 +280,7 @@ def test_the_example_for_nginx_is_the_default_but_for_its_name_and_certificate()
     )
     assert loaded == expected
     assert loaded.routes[0].hosts == ("bot.example.com",)
-    assert str(loaded.upstreams["bot"].target) == "http://localhost:8000"
+    assert loaded.upstreams["bot"].url == "http://localhost:8000"
 
 
 @pytest.mark.parametrize(

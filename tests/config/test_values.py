@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from botproxy.config.units import Fault, Refused
-from botproxy.config.values import (
+from botproxy.config.kinds import (
     Account,
     AdminSocket,
     FileName,
@@ -20,9 +19,12 @@ from botproxy.config.values import (
     HeaderValue,
     Host,
     RoutePath,
-    Target,
     UpstreamName,
     Workers,
+)
+from botproxy.config.units import Fault, Refused
+from botproxy.config.values import (
+    Target,
     endpoints,
     listen_address,
     network,

@@ -8,12 +8,14 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.conftest import Start
 from tests.e2e.served import Crowd
-from tests.harness import Bot
+from tests.harness import Bot, eventually
 from tests.wire import PATIENCE, get
 
 LARGE_HEADS = 40
@@ -75,3 +77,24 @@ def test_how_late_and_how_large_a_worker_is_can_be_asked(start: Start, bot: Bot)
     os.kill(worker, signal.SIGCONT)
     while told()["lag_ms"] < 500:
         assert time.monotonic() < deadline, "it was not noticed"
+
+
+def test_what_reads_the_configuration_is_in_nobodys_memory(start: Start, bot: Bot) -> None:
+    """A fifth of what all take together, needed only while it is read."""
+    front = start(bot.url, admin=None)
+
+    def check() -> None:
+        for pid in (front.process.pid, *front.children()):
+            mapped = Path(f"/proc/{pid}/maps").read_text()
+            assert "pydantic" not in mapped
+            assert "_yaml" not in mapped
+            assert "_ssl" in mapped, "this is no process of ours"
+
+    check()
+    before = front.children()
+    front.config["log"] = {"level": "debug"}
+    (front.directory / "botproxy.yaml").write_text(yaml.safe_dump(front.config))
+    front.process.send_signal(signal.SIGHUP)
+    front.log.wait_for(lambda line: "the new configuration is in use" in line)
+    eventually(lambda: not before.keys() & front.children().keys())
+    check()
