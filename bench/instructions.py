@@ -6,7 +6,8 @@ a forked process inherits of its parent's count. Unlike seconds, instructions do
 temperature and the neighbours of a machine. What they leave out: the kernel's work, and how long memory
 is waited for.
 
-The tool is cachegrind without its cache simulation, which counts what callgrind counts in half the time.
+The tool is cachegrind without its cache simulation, which counts what callgrind counts in half the time;
+callgrind where it is asked whose instructions they are: those of the program or of which of its libraries.
 Says nothing about what a server or an operation is: `bench.micro.served` is an example of both.
 
     cost = per_operation(Server(("nginx", "-c", str(file)), ready, serve), 100)
@@ -23,17 +24,19 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TOOL = ("valgrind", "--tool=cachegrind")
+VALGRIND = "valgrind"
+TOTALS, OBJECTS = "cachegrind", "callgrind"
 START_PATIENCE = 120.0
 STOP_PATIENCE = 60.0
 """Seconds; a server is thirty to fifty times as slow as without valgrind."""
 
 _COUNT = re.compile(r"^==(\d+)== I +refs: +([\d,]+)$", re.MULTILINE)
+_OBJECT = re.compile(r"c?ob=(\(\d+\))(?: (.*))?")
 
 
 class CountError(Exception):
@@ -66,6 +69,8 @@ class Run:
     processes: Mapping[str, int]
     """By the name that `ps` shows, those that bear the same together."""
     seconds: float
+    objects: Mapping[str, int] = field(default_factory=dict)
+    """By the file that the code is in: the program, a library; if they were asked for."""
 
     @property
     def total(self) -> int:
@@ -84,35 +89,49 @@ class Cost:
         """Instructions of one operation, in all processes."""
         return (self.long.total - self.short.total) / (self.long.operations - self.short.operations)
 
+    @property
+    def objects(self) -> dict[str, float]:
+        """The same by the file that the code is in, the most first."""
+        operations = self.long.operations - self.short.operations
+        each = {
+            name: (count - self.short.objects.get(name, 0)) / operations
+            for name, count in self.long.objects.items()
+        }
+        return dict(sorted(each.items(), key=lambda one: -one[1]))
+
     def as_json(self) -> dict[str, Any]:
         """Everything measured."""
         runs = [
             {"operations": run.operations, "processes": dict(run.processes), "seconds": round(run.seconds, 1)}
             for run in (self.short, self.long)
         ]
-        return {"instructions": round(self.each), "runs": runs}
+        objects = {name: round(count) for name, count in self.objects.items() if round(count)}
+        return {"instructions": round(self.each), "objects": objects, "runs": runs}
 
 
 def is_here() -> bool:
     """Whether anything can be counted on this machine."""
-    return shutil.which(TOOL[0]) is not None
+    return shutil.which(VALGRIND) is not None
 
 
 def version() -> str:
     """Of what counts."""
-    return subprocess.run((TOOL[0], "--version"), capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run((VALGRIND, "--version"), capture_output=True, text=True, check=True).stdout.strip()
 
 
-def per_operation(server: Server, count: int) -> Cost:
+def per_operation(server: Server, count: int, *, by_object: bool = False) -> Cost:
     """What an operation costs `server`, from runs of `count` and three times as many.
 
-    Raises CountError, and whatever `server.operate` does.
+    `by_object`: also where the code is, which takes twice the time. Raises CountError, and whatever
+    `server.operate` does.
     """
-    return Cost(whole_run(server, count), whole_run(server, 3 * count))
+    short, long = (whole_run(server, each, by_object=by_object) for each in (count, 3 * count))
+    return Cost(short, long)
 
 
-def whole_run(server: Server, count: int) -> Run:
+def whole_run(server: Server, count: int, *, by_object: bool = False) -> Run:
     """Start `server`, have it serve `count` operations, end it."""
+    tool = OBJECTS if by_object else TOTALS
     server.prepare()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="instructions-") as name:
@@ -120,12 +139,12 @@ def whole_run(server: Server, count: int) -> Run:
         os.chmod(directory, 0o777)  # processes that have given up root write their counts there
         with open(directory / "said", "wb") as said:
             process = subprocess.Popen(
-                (*TOOL, *server.command),
+                (VALGRIND, f"--tool={tool}", *server.command),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 cwd=server.directory,
-                env={**_environment(directory), **server.environment},
+                env={**_environment(directory, tool), **server.environment},
             )
         try:
             _await(process, server.ready, directory / "said")
@@ -137,12 +156,13 @@ def whole_run(server: Server, count: int) -> Run:
         finally:
             _end(process)
         counts = _counts(directory)
+        objects = _objects(directory)
     if missing := names.keys() - counts.keys():
         raise CountError(f"no count of: {sorted(names[pid] for pid in missing)}")
     processes: Counter[str] = Counter()
     for pid, called in names.items():
         processes[called] += counts[pid]
-    return Run(count, dict(processes), time.monotonic() - began)
+    return Run(count, dict(processes), time.monotonic() - began, objects)
 
 
 def counted(
@@ -154,11 +174,11 @@ def counted(
     """
     with tempfile.TemporaryDirectory(prefix="instructions-") as name:
         done = subprocess.run(
-            (*TOOL, *command),
+            (VALGRIND, f"--tool={TOTALS}", *command),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            env={**_environment(Path(name)), **(environment or {})},
+            env={**_environment(Path(name), TOTALS), **(environment or {})},
             check=False,
         )
         if done.returncode:
@@ -169,9 +189,10 @@ def counted(
 # Private
 
 
-def _environment(directory: Path) -> dict[str, str]:
+def _environment(directory: Path, tool: str) -> dict[str, str]:
     """Ours, and what valgrind is told; not by its arguments, because a program may write over those."""
-    options = f"--cache-sim=no --cachegrind-out-file=/dev/null --trace-children=yes --log-file={directory}/%p"
+    file = f"{directory}/%p.objects" if tool == OBJECTS else "/dev/null"
+    options = f"--cache-sim=no --{tool}-out-file={file} --trace-children=yes --log-file={directory}/%p"
     return {**os.environ, "VALGRIND_OPTS": options, "PYTHONHASHSEED": "0"}
 
 
@@ -229,11 +250,41 @@ def _names(pids: set[int], program: str) -> dict[int, str]:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended just now
-        names[pid] = program if name.startswith(("cachegrind", "valgrind", "memcheck")) else name
+        names[pid] = program if name.startswith((TOTALS, OBJECTS, "valgrind", "memcheck")) else name
     return names
 
 
 def _counts(directory: Path) -> dict[int, int]:
     """Of every process that has ended, by its id; forked ones write into the file of their parent."""
-    text = "".join(log.read_text(errors="replace") for log in directory.glob("[0-9]*"))
+    text = "".join(log.read_text(errors="replace") for log in directory.glob("[0-9]*[0-9]"))
     return {int(pid): int(count.replace(",", "")) for pid, count in _COUNT.findall(text)}
+
+
+def _objects(directory: Path) -> dict[str, int]:
+    """By the name of the file that the code is in, of all processes together."""
+    found: Counter[str] = Counter()
+    for file in directory.glob("*.objects"):
+        with file.open(errors="replace") as lines:
+            found.update(_by_object(lines))
+    return dict(found)
+
+
+def _by_object(lines: Iterable[str]) -> Counter[str]:
+    """What a profile in callgrind's format says (Valgrind's manual, "Callgrind Format Specification")."""
+    names: dict[str, str] = {}
+    found: Counter[str] = Counter()
+    here, is_call = "", False
+    for line in lines:
+        if match := _OBJECT.match(line):
+            number, name = match.groups()
+            if name:
+                names[number] = name.rpartition("/")[2]
+            if line.startswith("ob="):
+                here = names[number]
+        elif line.startswith("calls="):
+            is_call = True  # the next line is what the called function cost
+        elif line[:1].isdigit() or line[:1] in "+-*":
+            if not is_call:
+                found[here] += int(line.split()[1])
+            is_call = False
+    return found

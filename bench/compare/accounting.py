@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -48,14 +49,12 @@ def cpu(root: int) -> float:
 
 def ticks(root: int) -> float:
     """Seconds that the tree and its ended, waited-for children have used."""
-    spent = 0
-    for pid in tree(root):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # its parent has it now
-        spent += sum(map(int, fields[11:15]))
-    return spent / _TICK
+    return sum(_stat(root, range(11, 15)))
+
+
+def kernel(root: int) -> float:
+    """How many of these seconds were the kernel's, in processes that are still there."""
+    return sum(_stat(root, (12,)))
 
 
 def memory(root: int) -> int:
@@ -67,3 +66,13 @@ def memory(root: int) -> int:
         except (FileNotFoundError, ProcessLookupError):
             pass  # as above
     return total * 1024
+
+
+def _stat(root: int, fields: Iterable[int]) -> Iterator[float]:
+    """Those fields of `stat` (proc(5), without the first two), in seconds, of every process."""
+    for pid in tree(root):
+        try:
+            values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # its parent has it now
+        yield from (int(values[field]) / _TICK for field in fields)

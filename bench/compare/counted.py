@@ -12,10 +12,14 @@ from typing import Any
 from bench import instructions
 from bench.compare.fleet import LOAD_CORE, Fleet, fleet, placed
 from bench.compare.load import Load, LoadError, Order
+from bench.peers.botproxy import Botproxy
+from bench.peers.nginx import Nginx
 from bench.peers.peer import Peer
 
 AT_ONCE = 2
 """Counts do not mind company."""
+BY_OBJECT = (Botproxy, Nginx)
+"""Of those it is also asked whose instructions they are."""
 TRIES = 2
 """A process that is killed before it has written its count leaves none."""
 
@@ -60,7 +64,8 @@ def _count(ready: Fleet, kind: type[Peer], case: str, count: int) -> dict[str, A
         problem = ""
         for _ in range(TRIES):
             try:
-                return instructions.per_operation(server, count).as_json()
+                cost = instructions.per_operation(server, count, by_object=kind in BY_OBJECT)
+                return cost.as_json()
             except (instructions.CountError, LoadError, OSError) as error:
                 problem = f"{type(error).__name__}: {error}"
         return {"error": problem}

@@ -25,6 +25,8 @@ FLOORS = ("OpenSSL, one ticket", "OpenSSL, two tickets")
 PYTHON = ("granian", "uvicorn", "hypercorn", "mitmproxy")
 QUIET = 0.7
 """Load average up to which nobody else is on the machine."""
+WORTH = 0.01
+"""Share of an operation from which on a file is named."""
 SATURATED = 0.9
 """Share of its core that a server must have used for its rate to be its own."""
 
@@ -109,6 +111,13 @@ def _busy(case: Mapping[str, Any], peer: str) -> float:
 
 def _load_busy(case: Mapping[str, Any], peer: str) -> float:
     return _median((one["load_cpu"] + one["bot_cpu"]) / one["seconds"] for one in case["slices"][peer])
+
+
+def _kernel(case: Mapping[str, Any], peer: str) -> float:
+    """The kernel's share of all CPU; of all rounds together, for it is counted in hundredths of a second."""
+    slices = case["slices"][peer]
+    used = sum(one["ticks"] for one in slices)
+    return sum(one["kernel"] for one in slices) / used if used else 0.0
 
 
 def _waits(steady: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -251,6 +260,7 @@ def _case(case: Mapping[str, Any]) -> str:
         "",
         "CPU, ratio to nginx",
         "for each CPU second" if large else "CPU of one",
+        "the kernel's",
         "rate a second",
         "cores of server, of load",
         "p50, ms",
@@ -271,11 +281,11 @@ def _line(case: Mapping[str, Any], peer: str, large: bool) -> list[str]:
     """A peer in a case."""
     micros = spread(each(case, peer))
     if micros is None:
-        return [peer, case["problems"].get(peer, "nothing")[:120], *[""] * 5]
+        return [peer, case["problems"].get(peer, "nothing")[:120], *[""] * 6]
     price = f"{LARGE_BYTES / micros.median:,.0f} MB" if large else f"{micros.median:.1f} us"
     line = [peer, _shown(_ratio(case, peer)), price]
     if peer in FLOORS:
-        return [*line, *[""] * 4]
+        return [*line, *[""] * 5]
     rate, busy = _rate(case, peer), _busy(case, peer)
     shown = f"{rate * LARGE_BYTES / 1e6:,.0f} MB" if large else f"{rate:,.0f}"
     latency = [one["latency"] for one in case["slices"][peer]]
@@ -283,6 +293,7 @@ def _line(case: Mapping[str, Any], peer: str, large: bool) -> list[str]:
     # In brackets: the server could have done more.
     return [
         *line,
+        f"{_kernel(case, peer):.0%}",
         shown if busy >= SATURATED else f"({shown})",
         f"{busy:.2f}, {_load_busy(case, peer):.2f}",
         *waits,
@@ -390,7 +401,31 @@ def _instructions(counted: Mapping[str, Any]) -> str:
 
 Of one operation, all processes together ({counted["tool"]}).
 
-{_table(["", "case", "instructions", "ratio to nginx"], rows)}"""
+{_table(["", "case", "instructions", "ratio to nginx"], rows)}{_objects(counted["cases"])}"""
+
+
+def _objects(cases: Mapping[str, Any]) -> str:
+    """Whose instructions they are, of botproxy and nginx."""
+    columns = {
+        f"{peer}, {case}": {**seen["objects"], "all": seen["instructions"]}
+        for case, peers in cases.items()
+        for peer in (OURS, BASE)
+        if (seen := peers.get(peer, {})).get("objects")
+    }
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    shown = [
+        name
+        for name in names
+        if any(column.get(name, 0) >= WORTH * column["all"] for column in columns.values()) and name != "all"
+    ]
+    if not shown:
+        return ""
+    rows = [[name, *(f"{column.get(name, 0):,}" for column in columns.values())] for name in (*shown, "all")]
+    return f"""
+
+Whose they are, by the file that the code is in; what is less than {WORTH:.0%} everywhere is left out.
+
+{_table(["", *columns], rows)}"""
 
 
 def _failures(found: Found) -> str:

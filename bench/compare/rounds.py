@@ -68,10 +68,12 @@ def _slice(case: Case, fleet: Fleet, name: str, load: Load) -> dict[str, Any]:
     peer = fleet.peers[name]
     load.prepare(Order(case.name, peer.site.port, str(fleet.lineage.fullchain), seconds=case.seconds))
     cpu, ticks, bot = accounting.cpu(peer.pid), accounting.ticks(peer.pid), accounting.cpu(fleet.bot)
+    kernel = accounting.kernel(peer.pid)
     seen = load.go()
     time.sleep(SETTLING)
     seen["cpu"] = accounting.cpu(peer.pid) - cpu
     seen["ticks"] = accounting.ticks(peer.pid) - ticks
+    seen["kernel"] = accounting.kernel(peer.pid) - kernel
     seen["bot_cpu"] = accounting.cpu(fleet.bot) - bot
     seen.pop("times", None)
     return seen

@@ -78,6 +78,25 @@ def test_an_operation_costs_what_the_whole_tree_does_for_it(serving):
     assert (costs[0].short.operations, costs[0].long.operations) == (20, 60)
 
 
+def test_it_can_be_asked_in_which_file_the_code_is(serving):
+    script = SERVER.replace("sum(range(10_000))", "zlib.crc32(data * 1_000_000)").replace(
+        "import os", "import zlib, os"
+    )
+
+    def ask(count: int) -> None:
+        with serving.connect() as sock:
+            for _ in range(count):
+                sock.sendall(b"?")
+                assert sock.recv(1) == b"!"
+
+    server = Server((sys.executable, "-c", script, str(serving.port)), serving.is_ready, ask)
+    cost = per_operation(server, 5, by_object=True)
+    first = next(iter(cost.objects))
+    assert first.startswith("libz")
+    assert cost.objects[first] > 0.7 * cost.each
+    assert sum(cost.objects.values()) == pytest.approx(cost.each)
+
+
 def test_every_child_of_a_command_has_a_count_of_its_own():
     script = (
         "import os\nif not (pid := os.fork()):\n    sum(range(10**6))\n    os._exit(0)\nos.wait()\nprint(pid)"

@@ -30,6 +30,8 @@ def slices(micros: list[float]) -> list[dict[str, Any]]:
             "operations": 100,
             "seconds": 0.1,
             "cpu": 100 * each / 1e6,
+            "ticks": 0.04,
+            "kernel": 0.01,
             "load_cpu": 0.05,
             "bot_cpu": 0.01,
             "latency": {"p50": 1000.0, "p99": 2000.0, "p99.9": 2500.0, "max": 3000.0},
@@ -61,7 +63,19 @@ def found(tmp_path):
             "OpenSSL, one ticket": slices([200.0, 200.0, 200.0]),
         },
     }
-    counted = {"tool": "valgrind", "cases": {"visit": {"HAProxy": {"error": "CountError: no count"}}}}
+    counted = {
+        "tool": "valgrind",
+        "cases": {
+            "visit": {
+                "botproxy": {
+                    "instructions": 3_000,
+                    "objects": {"libcrypto": 2_000, "python": 990, "libm": 10},
+                },
+                "nginx": {"instructions": 2_500, "objects": {"libcrypto": 2_200, "nginx": 300}},
+                "HAProxy": {"error": "CountError: no count"},
+            }
+        },
+    }
     files: dict[str, dict[str, Any]] = {
         "instructions": counted,
         "versions": versions,
@@ -85,6 +99,19 @@ def test_a_figure_is_the_median_of_the_ratios_of_each_round(found):
 def test_a_target_that_is_missed_says_by_how_much(found):
     line = next(line for line in made(found).splitlines() if "ECDSA P-256, and a request" in line)
     assert line.endswith("| 1 | 1.10 | missed by 10 % |")
+
+
+def test_whose_instructions_they_are_stands_beside_those_of_nginx(found):
+    lines = made(found).splitlines()
+    assert "|  | botproxy, visit | nginx, visit |" in lines
+    assert "| libcrypto | 2,000 | 2,200 |" in lines
+    assert "| nginx | 0 | 300 |" in lines
+    assert "| all | 3,000 | 2,500 |" in lines
+    assert not [line for line in lines if line.startswith("| libm ")]
+
+
+def test_the_share_of_the_kernel_stands_beside_the_cpu(found):
+    assert "| **botproxy** | **1.10 (1.05-1.15)** | **330.0 us** | **25%** |" in made(found)
 
 
 def test_a_peer_that_failed_is_called_so_and_has_no_figure(found):
