@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.lineage import Keys, Lineage
-from bench.peers.botproxy import Botproxy
+from bench.peers.botproxy import Botproxy, BotproxyShared
 from bench.peers.caddy import Caddy
 from bench.peers.haproxy import HaproxyReload
 from bench.peers.hitch import Hitch
@@ -43,6 +43,7 @@ class Haproxy(HaproxyReload):
 
 PEERS: tuple[type[Peer], ...] = (
     Botproxy,
+    BotproxyShared,
     Nginx,
     NginxAlike,
     Haproxy,

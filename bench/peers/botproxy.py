@@ -47,3 +47,10 @@ class Botproxy(Peer):
 
     def tell(self) -> Told:
         return Told(0.0, None)
+
+
+class BotproxyShared(Botproxy):
+    """With connections to the bot that all clients share, as others have them; it is not the default."""
+
+    name = "botproxy, shared"
+    template = "botproxy-shared.yaml"
