@@ -265,6 +265,10 @@ def clock(tmp_path: Path) -> Any:
     return file
 
 
+def wait_for_phrase(front: Proxied, phrase: str, since: int) -> None:
+    front.log.wait_for(lambda line: phrase in line, since)
+
+
 def test_a_clock_that_jumps_changes_what_is_said_and_nothing_else(
     start: Start, bot: Bot, ca: Authority, site: RenameOver, tmp_path: Path, clock: Path
 ) -> None:
@@ -297,6 +301,7 @@ def test_a_clock_that_jumps_changes_what_is_said_and_nothing_else(
         clock.write_text(offset)
         for _ in range(2):
             front.reload()  # a look at everything, as time brings one by itself
+        wait_for_phrase(front, phrase, mark)
         said = [line for line in front.log.lines[mark:] if "certificate=site" in line]
         assert [phrase in line for line in said] == [True], (offset, said)
         assert served(front, "localhost", anyone) == before
