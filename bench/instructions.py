@@ -34,6 +34,8 @@ TOTALS, OBJECTS = "cachegrind", "callgrind"
 START_PATIENCE = 120.0
 STOP_PATIENCE = 60.0
 """Seconds; a server is thirty to fifty times as slow as without valgrind."""
+SETTLED = 0.5
+"""Seconds without work after which a tree has begun."""
 
 _COUNT = re.compile(r"^==(\d+)== I +refs: +([\d,]+)$", re.MULTILINE)
 _OBJECT = re.compile(r"c?ob=(\(\d+\))(?: (.*))?")
@@ -148,6 +150,7 @@ def whole_run(server: Server, count: int, *, by_object: bool = False) -> Run:
             )
         try:
             _await(process, server.ready, directory / "said")
+            _settle(process.pid)
             before = _family(process.pid)
             server.operate(count)
             names = _names(_family(process.pid), Path(server.command[0]).name)
@@ -204,6 +207,23 @@ def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool], said: Pa
         if time.monotonic() > deadline:
             raise CountError(f"does not serve after {START_PATIENCE:g} s; it said: {_last(said)}")
         time.sleep(0.1)
+
+
+def _settle(root: int) -> None:
+    """Wait until nobody of the tree is at work: one that is told to end while it begins leaves no count."""
+    deadline = time.monotonic() + START_PATIENCE
+    before = -1
+    while (used := sum(map(_ticks, _family(root)))) != before and time.monotonic() < deadline:
+        before = used
+        time.sleep(SETTLED)
+
+
+def _ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it ended while we looked
+    return int(fields[11]) + int(fields[12])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 30.0
-"""Seconds; a file on a network file system that is away is never read."""
+PATIENCE = 10.0
+"""Seconds; a file on a network file system that is away is never read, and nobody waits for it for ever."""
 
 
 def load_file(
