@@ -159,7 +159,7 @@ def whole_run(server: Server, count: int, *, by_object: bool = False) -> Run:
         finally:
             _end(process)
         counts = _counts(directory)
-        objects = _objects(directory)
+        objects = _objects(directory, names)
     if missing := names.keys() - counts.keys():
         raise CountError(f"no count of: {sorted(names[pid] for pid in missing)}")
     processes: Counter[str] = Counter()
@@ -280,12 +280,14 @@ def _counts(directory: Path) -> dict[int, int]:
     return {int(pid): int(count.replace(",", "")) for pid, count in _COUNT.findall(text)}
 
 
-def _objects(directory: Path) -> dict[str, int]:
-    """By the name of the file that the code is in, of all processes together."""
+def _objects(directory: Path, pids: Iterable[int]) -> dict[str, int]:
+    """By the name of the file that the code is in, of these processes together, if it was asked for."""
     found: Counter[str] = Counter()
-    for file in directory.glob("*.objects"):
-        with file.open(errors="replace") as lines:
-            found.update(_by_object(lines))
+    for pid in pids:
+        file = directory / f"{pid}.objects"
+        if file.exists():
+            with file.open(errors="replace") as lines:
+                found.update(_by_object(lines))
     return dict(found)
 
 

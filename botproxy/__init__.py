@@ -92,7 +92,7 @@ Decisions that shape the rest
     may be. Property tests hold both to h11's meaning.
 
     Pydantic judges the configuration in a process of its own, which ends with it (`config.apart`): those
-    that serve have its keys as plain frozen data, which spares a fifth of the memory of all of them.
+    that serve have its keys as plain frozen data, which spares a sixth of the memory of all of them.
 
     A connection to the bot belongs to one client (`reuse: client`): one client's broken exchange cannot
     become another's answer.

@@ -310,3 +310,10 @@ class ConfigError(Exception):
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+
+
+class NotRead(ConfigError):
+    """A configuration could not be read, through no fault of its own. Trying again may help."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__([Problem("", "", says)])

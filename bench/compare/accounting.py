@@ -53,8 +53,8 @@ def ticks(root: int) -> float:
 
 
 def kernel(root: int) -> float:
-    """How many of these seconds were the kernel's, in processes that are still there."""
-    return sum(_stat(root, (12,)))
+    """How many of these seconds were the kernel's."""
+    return sum(_stat(root, (12, 14)))
 
 
 def memory(root: int) -> int:

@@ -39,13 +39,14 @@ def main(results: Path, page: Path) -> int:
     if len({each["date"] for each in found.values()}) != 1:
         print("the files are not of one run")
         return 1
+    text, drawings = written(found), drawn(found)
     charts = page.parent / "charts"
     charts.mkdir(exist_ok=True)
     for old in charts.glob("*.svg"):
         old.unlink()
-    for name, text in drawn(found).items():
-        (charts / f"{name}.svg").write_text(text)
-    page.write_text(written(found))
+    for name, drawing in drawings.items():
+        (charts / f"{name}.svg").write_text(drawing)
+    page.write_text(text)
     return 0
 
 

@@ -3,8 +3,8 @@
 A workload fails when it costs more than TOLERANCE above its base, unless a commit accepts more. Counted again
 and again, the stages of one tree differ by up to half a percent, and what is served by one. Where two trees
 differ, the same code may also find its memory laid out in another way, which costs a short stage a few
-hundred instructions: less than LAYOUT decides nothing. What exists on one side only is named and fails
-nothing: there is nothing to compare it with.
+hundred instructions: less than LAYOUT fails nothing, unless it is more than SHORT. What exists on one side
+only is named and fails nothing: there is nothing to compare it with.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 TOLERANCE = 0.03
 LAYOUT = 500
 """Instructions; a call of a Python function costs about as many."""
+SHORT = 0.1
+"""Share of a stage."""
 
 _ACCEPTED = re.compile(r"(.+?) \+(\d+(?:\.\d+)?) ?%")
 
@@ -45,7 +47,9 @@ class Compared:
             return True
         if self.base is None or self.growth is None:
             return False
-        return self.growth > self.allowed and self.tree - self.base > LAYOUT
+        if self.tree - self.base <= LAYOUT:
+            return self.growth > max(self.allowed, SHORT)
+        return self.growth > self.allowed
 
 
 def compare(

@@ -20,7 +20,7 @@ import click
 
 from botproxy.cli import development, echo_bot, report
 from botproxy.cli.verb import Verb, WrongUsage
-from botproxy.config.apart import load_options
+from botproxy.config import apart
 from botproxy.config.state import Placement, make_state_dir
 from botproxy.config.values import split_address
 from botproxy.observe import logs
@@ -63,7 +63,22 @@ def command(listen: str, state_dir: str | None) -> int:
 
 def configuration(listen: str, chain: str, key: str, bot_port: int) -> Config:
     """The embedded configuration. Raises ConfigError or WrongUsage when `listen` cannot be meant."""
-    config = load_options(
+    config = apart.read(lambda: _load(listen, chain, key, bot_port))
+    if listen == "systemd" or listen.startswith("fd:") or split_address(listen)[0] not in _NEAR:
+        raise WrongUsage(
+            f'option "--listen": expected an address at which localhost is found, found "{listen}"',
+            "127.0.0.1:PORT is for this machine, :PORT for others as well",
+        )
+    return config
+
+
+# Private
+
+
+def _load(listen: str, chain: str, key: str, bot_port: int) -> Config:
+    from botproxy.config.load import load_options
+
+    return load_options(
         {
             "listen": [listen],
             "plain_listen": [],
@@ -77,17 +92,7 @@ def configuration(listen: str, chain: str, key: str, bot_port: int) -> Config:
             "admin": "off",
         },
         {"listen": "--listen"},
-        {},
     )
-    if listen == "systemd" or listen.startswith("fd:") or split_address(listen)[0] not in _NEAR:
-        raise WrongUsage(
-            f'option "--listen": expected an address at which localhost is found, found "{listen}"',
-            "127.0.0.1:PORT is for this machine, :PORT for others as well",
-        )
-    return config
-
-
-# Private
 
 
 _ELSEWHERE = "choose another port: botproxy demo --listen 127.0.0.1:9443"

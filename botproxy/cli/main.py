@@ -18,7 +18,7 @@ import click
 from botproxy import __version__
 from botproxy.cli import report
 from botproxy.cli.verb import Entry, Verbs, WrongUsage, did_you_mean
-from botproxy.errors import ConfigError
+from botproxy.errors import ConfigError, NotRead
 
 VERBS = {
     "demo": Entry("serve an echo bot at https://localhost:8443, to look around", "botproxy.cli.demo"),
@@ -70,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as problems:
         report.configuration(problems)
         return 2
+    except NotRead as failure:
+        report.error(f"the configuration cannot be read: {failure}")
+        return 1
     except click.exceptions.NoArgsIsHelpError as bare:
         click.echo(bare.format_message())
         return 2

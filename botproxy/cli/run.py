@@ -17,6 +17,7 @@ import click
 
 from botproxy.cli.source import options, reader
 from botproxy.cli.verb import Verb, WrongUsage
+from botproxy.config import apart
 from botproxy.observe import logs
 from botproxy.server.supervisor import Supervisor
 
@@ -40,6 +41,6 @@ def command(bot: tuple[str, ...], **given: Any) -> int:
     if not bot:
         raise WrongUsage("expected the command that starts the bot", "botproxy run ... -- python bot.py")
     read = reader(**given)
-    config = read()
+    config = apart.read(read)
     logs.setup(config.log.level, process="supervisor")
     return Supervisor(config, read_again=read, bot=bot).run()

@@ -11,6 +11,7 @@ import click
 
 from botproxy.cli.source import options, reader
 from botproxy.cli.verb import Verb
+from botproxy.config import apart
 from botproxy.observe import logs
 from botproxy.server.supervisor import Supervisor
 
@@ -29,6 +30,6 @@ from botproxy.server.supervisor import Supervisor
 @options
 def command(**given: Any) -> int:
     read = reader(**given)
-    config = read()
+    config = apart.read(read)
     logs.setup(config.log.level, process="supervisor")
     return Supervisor(config, read_again=read).run()

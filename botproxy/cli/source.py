@@ -18,7 +18,6 @@ import click
 
 from botproxy.cli.verb import WrongUsage
 from botproxy.config import environment
-from botproxy.config.apart import load_file, load_options
 
 if TYPE_CHECKING:
     from botproxy.config.schema import Config
@@ -63,7 +62,8 @@ def reader(
 ) -> Callable[[], Config]:
     """What reads the configuration that the options, and the environment, speak of.
 
-    Raises WrongUsage when they cannot be meant; what is returned raises ConfigError.
+    Raises WrongUsage when they cannot be meant; what is returned raises ConfigError. It is for a process
+    that is there for nothing else (`config.apart`), because it imports what serving does not need.
     """
     file = config or environment.file(os.environ)
     pair = {"--cert": cert, "--key": key, "--to": to}
@@ -75,6 +75,8 @@ def reader(
         values["upstreams"] = {"bot": {"url": to}}
 
     def read() -> Config:
+        from botproxy.config.load import load_file, load_options
+
         if file is not None and cert is None:
             return load_file(file, values, origins, os.environ)
         return load_options(values, origins, os.environ)

@@ -5,7 +5,8 @@ what serving takes in memory, and is needed for a moment. So those that serve ne
 (`tests/e2e/test_memory.py`). They get the same keys as plain frozen data; what they call `Config`, and
 its sections, has the attributes of `config.schema` and is only for the type checker the same class.
 
-Rules and wording: `config.load`. After: `server.supervisor`.
+`read` does it for a start. For a reload the supervisor forks a child of its own, which does `write`, and
+has `found` say what came of it. Rules and wording: `config.load`.
 """
 
 from __future__ import annotations
@@ -13,118 +14,91 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import select
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import make_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from botproxy.errors import ConfigError, Problem
+from botproxy.errors import ConfigError, NotRead
 
 if TYPE_CHECKING:
     from botproxy.config.schema import Config
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 10.0
-"""Seconds; a file on a network file system that is away is never read, and nobody waits for it for ever."""
+PATIENCE = 30
+"""Seconds; a file on a network file system that is away is never read."""
+CRASHED = 70
+"""Exit status of a reader that ended by an error of ours (EX_SOFTWARE)."""
 
 
-def load_file(
-    path: str, overrides: Mapping[str, Any], origins: Mapping[str, str], environment: Mapping[str, str]
-) -> Config:
-    """See `load.load_file`. Raises ConfigError."""
-
-    def read() -> Config:
-        from botproxy.config import load
-
-        return load.load_file(path, overrides, origins, environment)
-
-    return _apart(read)
-
-
-def load_options(
-    values: Mapping[str, Any], origins: Mapping[str, str], environment: Mapping[str, str]
-) -> Config:
-    """See `load.load_options`. Raises ConfigError."""
-
-    def read() -> Config:
-        from botproxy.config import load
-
-        return load.load_options(values, origins, environment)
-
-    return _apart(read)
-
-
-# The process
-
-
-def _apart(read: Callable[[], Config]) -> Config:
-    """What `read` returns or raises, in a process of its own."""
-    ours, theirs = os.pipe()
-    # Blocked, so that no signal is answered there by what its parent has for it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        pid = os.fork()
+def read(what: Callable[[], Config]) -> Config:
+    """What `what` returns, as plain data. Blocks; raises ConfigError as that does, and NotRead."""
+    with paper() as file:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            raise NotRead(f"no process can be started to read it ({error.strerror})") from error
         if pid == 0:
-            _read(read, theirs)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(theirs)
+            _live(what, file)
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            code = 0  # where nobody asks for ended children the kernel buries them, and nothing is found
+        return found(file, code)
+
+
+def paper() -> BinaryIO:
+    """What is written on by one process and read from by the other: memory that no file system holds."""
     try:
-        said = _received(ours)
-        if said is None:
-            os.kill(pid, signal.SIGKILL)
-            raise _unreadable(f"it was not read within {PATIENCE:g} s", "is its file system there?")
-    finally:
-        os.close(ours)
-    # Where nobody asks for ended children, the kernel has buried it already.
-    with suppress(ChildProcessError):
-        os.waitpid(pid, 0)
-    if not said:
-        raise _unreadable("what reads it was ended", "is there memory left?")
+        return open(os.memfd_create("configuration"), "w+b")
+    except OSError as error:
+        raise NotRead(f"there is no room to read it ({error.strerror})") from error
+
+
+def write(what: Callable[[], Config], file: BinaryIO) -> int:
+    """Call `what`, in a process that is only there for that, and write down what comes of it; exit status."""
+    signal.alarm(PATIENCE)
+    config, problems = None, []
+    try:
+        config = _plain(what())
+    except ConfigError as error:
+        problems = error.problems
+    pickle.dump((config, problems), file)
+    file.flush()
+    return 0
+
+
+def found(file: BinaryIO, code: int) -> Config:
+    """What is written in `file` by a process that ended with `code`. Raises ConfigError, NotRead."""
+    if code == -signal.SIGALRM:
+        raise NotRead(
+            f"it was not read within {PATIENCE} s: is its file system there, is the machine so slow?"
+        )
+    if code < 0:
+        raise NotRead(f"the process that read it was ended by {signal.Signals(-code).name}")
+    file.seek(0)
+    said = file.read()
+    if code or not said:
+        raise NotRead(f"the process that read it ended with {code}; see its messages")
     config, problems = pickle.loads(said)
     if problems:
         raise ConfigError(problems)
-    found: Config = config
-    return found
+    plain: Config = config
+    return plain
 
 
-def _read(read: Callable[[], Config], pipe: int) -> None:
-    """The whole life of the process."""
+def _live(what: Callable[[], Config], file: BinaryIO) -> None:
+    """The whole life of a process that reads for a start; never returns."""
+    code = CRASHED
     try:
-        signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        try:
-            said = pickle.dumps((_plain(read()), []))
-        except ConfigError as error:
-            said = pickle.dumps((None, error.problems))
-        with open(pipe, "wb") as file:
-            file.write(said)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for its parent too, which says so
+        code = write(what, file)
     except BaseException:  # nothing of the parent may be run twice, whatever this is
         logger.exception("the configuration cannot be read, by an error of ours")
     finally:
-        os._exit(0)
-
-
-def _received(pipe: int) -> bytes | None:
-    """Everything until the other end is closed; None if that takes too long."""
-    said = bytearray()
-    while select.select([pipe], [], [], PATIENCE)[0]:
-        data = os.read(pipe, 65536)
-        if not data:
-            return bytes(said)
-        said += data
-    return None
-
-
-def _unreadable(says: str, hint: str) -> ConfigError:
-    return ConfigError([Problem("", "", says, hint)])
+        os._exit(code)
 
 
 # Plain data

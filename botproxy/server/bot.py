@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from botproxy.server.backoff import Backoff
-from botproxy.server.children import SIGNALS, Child, Children
+from botproxy.server.children import SIGNALS, Child, Children, Closable
 from botproxy.server.privileges import Account
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Bot:
     """One bot: how it is started, whether it runs, and when it is started again."""
 
     def __init__(
-        self, command: Sequence[str], children: Children, foreign: Callable[[], list[socket.socket]]
+        self, command: Sequence[str], children: Children, foreign: Callable[[], list[Closable]]
     ) -> None:
         """`foreign`: the sockets that the bot must not inherit."""
         self._command = tuple(command)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
+from typing import Protocol
 
 from botproxy.control import packets
 
@@ -38,6 +39,12 @@ SIGNALS = (
 """Those that the supervisor answers."""
 IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Those that mean nothing to its children."""
+
+
+class Closable(Protocol):
+    """A socket, a file."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -61,7 +68,7 @@ class Child:
     """A process of ours."""
 
     name: str
-    """For the log: `keeper`, `worker 0`, `successor`, `bot`."""
+    """For the log: `keeper`, `worker 0`, `successor`, `reader`, `bot`."""
     slot: int | None = None
     """Of a worker."""
     seat: int | None = None
@@ -102,9 +109,7 @@ class Children:
     def __len__(self) -> int:
         return len(self.by_pid)
 
-    def fork(
-        self, child: Child, foreign: Iterable[socket.socket], body: Callable[[socket.socket], int]
-    ) -> None:
+    def fork(self, child: Child, foreign: Iterable[Closable], body: Callable[[socket.socket], int]) -> None:
         """Start `body`, given its end of the link, as `child`. `foreign`: what it must not hold.
 
         Raises OSError when the machine has no room for another process.
@@ -191,7 +196,7 @@ class Children:
     def _live(
         self,
         child: Child,
-        foreign: Iterable[socket.socket],
+        foreign: Iterable[Closable],
         link: socket.socket,
         body: Callable[[socket.socket], int],
     ) -> int:

@@ -20,15 +20,17 @@ from math import inf
 
 from botproxy.control import link
 from botproxy.server.backoff import Backoff
-from botproxy.server.children import Child, Children
+from botproxy.server.children import Child, Children, Closable
 from botproxy.server.sockets import Listening
 from botproxy.server.staff import Staff
-from botproxy.server.team import Team
+from botproxy.server.team import MOST_WORKERS, Team
 
 logger = logging.getLogger(__name__)
 
 DRAINING = 2
 """Changes whose old workers may still drain; those of earlier ones are cut."""
+MOST_PROCESSES = (MOST_WORKERS + 1) * (4 + DRAINING)
+"""Keepers, and workers in each slot: those that serve, come, relieve, drain, and were just cut."""
 GRACE_AFTER_CUT = 3.0
 """Seconds that a process gets to end once it was told to end at once."""
 ROTATE_AGAIN = 60.0
@@ -94,7 +96,7 @@ class Crew:
 
     # Beginnings
 
-    def start(self, team: Team, admin: socket.socket | None, foreign: list[socket.socket]) -> None:
+    def start(self, team: Team, admin: socket.socket | None, foreign: list[Closable]) -> None:
         """`team` is the first. `admin`: the socket that keepers answer. `foreign`: what nobody may hold."""
         self.team = team
         self._admin, self._foreign = admin, foreign

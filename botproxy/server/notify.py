@@ -22,7 +22,8 @@ class Notifier:
         interval, pid = env.pop("WATCHDOG_USEC", ""), env.pop("WATCHDOG_PID", "")
         for_us = pid in ("", str(os.getpid()))
         self.watchdog = int(interval) / 2e6 if interval.isdecimal() and for_us else None
-        """Seconds after which `alive` must be called again: half of what the manager grants; None: never."""
+        """Seconds after which `alive` must say so again: half of what the manager grants; None: never."""
+        self._alive_at = 0.0
         self._status = ""
 
     def ready(self, status: str) -> None:
@@ -37,15 +38,17 @@ class Notifier:
     def stopping(self) -> None:
         self._tell("STOPPING=1", "STATUS=stopping")
 
-    def status(self, text: str) -> None:
-        """How we are; told when it has changed."""
-        if text != self._status:
-            self._status = text
-            self._tell(f"STATUS={text}")
+    def alive(self, now: float, status: str) -> None:
+        """We do our work at `now`, in monotonic seconds; said often enough, for else the manager ends us.
 
-    def alive(self) -> None:
-        """We do our work; without this the manager ends us."""
-        self._tell("WATCHDOG=1")
+        `status`: how we are; told when it has changed.
+        """
+        if status != self._status:
+            self._status = status
+            self._tell(f"STATUS={status}")
+        if self.watchdog is not None and now >= self._alive_at:
+            self._alive_at = now + self.watchdog
+            self._tell("WATCHDOG=1")
 
     def gave_way(self, pid: int, status: str) -> None:
         """From now on process `pid` is the service, and ready, which only this one may still say for it."""

@@ -1,7 +1,7 @@
 """Signals as something to wait for beside sockets: each is a byte that can be read.
 
 Only the supervisor answers signals (`server.children` says which); its children give this
-up as they begin. What a signal means is not known here.
+up as they begin. What follows from a signal is not known here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import socket
 from typing import Self
 
 from botproxy.server.children import SIGNALS
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+FOR_BOTS = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGWINCH)
+"""What a bot of ours is told instead of us; SIGTERM it is told when its deliveries are answered."""
 
 
 class Signals:

@@ -20,7 +20,7 @@ from botproxy.keeper import process as keeper
 from botproxy.observe import logs
 from botproxy.server import privileges
 from botproxy.server.census import Seats
-from botproxy.server.children import Channel, Child, Children
+from botproxy.server.children import Channel, Child, Children, Closable
 from botproxy.server.sockets import Listening, endpoint_of
 from botproxy.server.team import Team
 from botproxy.server.worker import Worker
@@ -45,7 +45,7 @@ class Staff:
         self._children = children
         self._listening = listening
 
-    def hire_keeper(self, team: Team, admin: socket.socket | None, foreign: list[socket.socket]) -> None:
+    def hire_keeper(self, team: Team, admin: socket.socket | None, foreign: list[Closable]) -> None:
         """Start the keeper of `team`, and tell it of the workers that are there. Raises OSError."""
         child = Child("keeper", seat=self._seat())
         endpoint = endpoint_of(team.arrangement.slots[0])
@@ -66,7 +66,7 @@ class Staff:
             self.introduce(worker, child)
 
     def hire_worker(
-        self, team: Team, slot: int, admin: socket.socket | None, foreign: list[socket.socket]
+        self, team: Team, slot: int, admin: socket.socket | None, foreign: list[Closable]
     ) -> Child:
         """Start a worker of `team` in `slot`, and tell the team's keeper of it. Raises OSError."""
         channel = Channel.make()
@@ -139,7 +139,7 @@ class Staff:
             raise OSError(errno.EAGAIN, "too many earlier processes are still ending")
         return seat
 
-    def _fork(self, child: Child, foreign: list[socket.socket], body: Callable[[socket.socket], int]) -> None:
+    def _fork(self, child: Child, foreign: list[Closable], body: Callable[[socket.socket], int]) -> None:
         try:
             self._children.fork(child, foreign, body)
         except OSError:

@@ -5,7 +5,7 @@ hang, has a new team take over from an old one when the configuration or the tic
 change, and a successor when the program itself does. Turns signals into all of this. It
 has one thread and no event loop, because it forks; it reads no request and no key.
 
-Uses `server.crew`, `server.team`, `server.upgrade`.
+Uses `server.crew`, `server.team`, `server.reading`, `server.upgrade`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import logging
 import os
 import selectors
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
@@ -29,13 +28,14 @@ from botproxy.control.packets import PacketError
 from botproxy.errors import ConfigError
 from botproxy.server import privileges, sockets, upgrade
 from botproxy.server.bot import Bot, adopt_orphans, exit_code
-from botproxy.server.children import Child, Children
-from botproxy.server.crew import DRAINING, GRACE_AFTER_CUT, Crew
+from botproxy.server.children import Child, Children, Closable
+from botproxy.server.crew import GRACE_AFTER_CUT, MOST_PROCESSES, Crew
 from botproxy.server.desk import Desk
 from botproxy.server.notify import Notifier
-from botproxy.server.signals import Signals
+from botproxy.server.reading import Reading
+from botproxy.server.signals import FOR_BOTS, STOPS, Signals
 from botproxy.server.staff import HANGING, START_PATIENCE, Staff
-from botproxy.server.team import MOST_WORKERS, Team, assemble, check_change
+from botproxy.server.team import Team, assemble, check_change
 
 if TYPE_CHECKING:
     from botproxy.config.schema import Config
@@ -44,16 +44,11 @@ logger = logging.getLogger(__name__)
 
 FAILED = 1
 MISCONFIGURED = 2
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-FOR_BOTS = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGWINCH)
-"""What a bot of ours is told instead of us; SIGTERM it is told when its deliveries are answered."""
 LONGEST_SLEEP = 1.0
 GRACE_AFTER_DRAIN = 5.0
 """What workers get beyond the drain time before they are killed."""
 STORM = 0.2
 """Seconds in which several wishes to reload become one."""
-MOST_PROCESSES = (MOST_WORKERS + 1) * (4 + DRAINING)
-"""Keepers, and workers in each slot: those that serve, come, relieve, drain, and were just cut."""
 
 
 class Supervisor:
@@ -69,12 +64,12 @@ class Supervisor:
     ) -> None:
         """`announce` is called with the https addresses once every worker serves.
 
-        `read_again` reads the configuration anew or raises ConfigError; None: it cannot change.
+        `read_again` reads the configuration anew, in a child, or raises ConfigError; None: it cannot change.
         `bot`: the command that starts it; empty: somebody else does.
         """
         self._config = config
         self._announce = announce
-        self._read_again = read_again
+        self._read_again = read_again or (lambda: config)
         # What must outlive everybody
         self._notifier = Notifier(os.environ)
         self._inherited = upgrade.inherit(os.environ)
@@ -85,15 +80,15 @@ class Supervisor:
         self._children = Children(self._selector)
         self._staff = Staff(self._children, self._listening, MOST_PROCESSES)
         self._crew = Crew(self._staff, self._children, self._listening, self._concluded)
-        self._bot = Bot(bot, self._children, self._not_for_bots) if bot else None
+        self._bot = Bot(bot, self._children, self._ours) if bot else None
         self._successor: Child | None = None
         """A new version of this program, which is about to take over for good."""
+        self._reading: Reading | None = None
         # When to do what, in monotonic seconds
         self._reload_at = inf
         self._change_begun = 0.0
         self._upgrade_at = inf
         self._rotate_at = inf
-        self._alive_at = 0.0
         self._judge_at = 0.0
         self._awake = time.monotonic()
         self._start_by = self._awake + START_PATIENCE
@@ -129,9 +124,7 @@ class Supervisor:
 
     def _serve(self, team: Team) -> int:
         self._selector.register(self._signals.sock, selectors.EVENT_READ)
-        self._foreign = self._signals.sockets
-        if self._inherited.link is not None:
-            self._foreign.append(self._inherited.link)
+        self._foreign: list[Closable] = [*self._signals.sockets, *filter(None, [self._inherited.link])]
         try:
             self._crew.start(team, self._desk.sock, self._foreign)
         except OSError as error:
@@ -183,7 +176,7 @@ class Supervisor:
     @property
     def _is_changing(self) -> bool:
         """One change after the other."""
-        return self._crew.is_changing or self._successor is not None
+        return self._crew.is_changing or self._successor is not None or self._reading is not None
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -305,10 +298,7 @@ class Supervisor:
             self._begin_reload()
         if now >= self._rotate_at and not self._is_changing and self._crew.has_keeper:
             self._begin_rotation()
-        self._notifier.status(self._crew.status)
-        if self._notifier.watchdog is not None and now >= self._alive_at:
-            self._alive_at = now + self._notifier.watchdog
-            self._notifier.alive()
+        self._notifier.alive(now, self._crew.status)
 
     def _bury(self, child: Child, code: int) -> None:
         self._staff.bury(child)
@@ -318,6 +308,8 @@ class Supervisor:
             self._lose_successor(child, code)
         elif self._stopping:
             self._after_stop()
+        elif self._reading is not None and child is self._reading.child:
+            self._end_reading(self._reading, code)
         elif child.retired is not None:
             self._crew.gave_way(child)
         elif not self._ever_ready:
@@ -337,22 +329,30 @@ class Supervisor:
             self._exit = exit_code(code)
             self._stop()
 
-    def _not_for_bots(self) -> list[socket.socket]:
-        return [*self._foreign, *self._listening.flat()]
+    def _ours(self) -> list[Closable]:
+        """What neither a bot nor who only reads may hold."""
+        return [*self._foreign, *self._listening.flat(), *filter(None, [self._desk.sock])]
 
     # Changes
 
     def _begin_reload(self) -> None:
-        """Read the configuration again; if it has changed, have a new team take over."""
-        team = self._crew.team
-        assert team is not None
+        """Have the configuration read again."""
         self._reload_at, self._change_begun = inf, time.monotonic()
         self._notifier.reloading()
         if upgrade.installed_version() != __version__:
             self._begin_upgrade()
             return
         try:
-            config = self._read_again() if self._read_again is not None else team.config
+            self._reading = Reading(self._read_again, self._children, self._ours(), self._foreign)
+        except ConfigError as error:
+            self._refuse(*map(str, error.problems))
+
+    def _end_reading(self, reading: Reading, code: int) -> None:
+        """If the configuration is another one, have a new team take over."""
+        team, self._reading = self._crew.team, None
+        assert team is not None
+        try:
+            config = reading.result(code)
             if config == team.config:
                 logger.info("the configuration is the same, the certificate files are looked at")
                 self._say(team, link.Reconfigured(self._change_begun, False, ()))
@@ -449,8 +449,9 @@ class Supervisor:
         if self._stopping:
             self._after_stop()
         else:
-            says = f"the successor ended with {code} before it served; see its messages"
-            self._refuse(says, what="version")
+            self._refuse(
+                f"the successor ended with {code} before it served; see its messages", what="version"
+            )
 
     # End
 

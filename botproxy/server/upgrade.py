@@ -21,7 +21,7 @@ from pathlib import Path
 
 import botproxy
 from botproxy.control import link, packets
-from botproxy.server.children import SIGNALS, Child, Children
+from botproxy.server.children import SIGNALS, Child, Children, Closable
 from botproxy.server.sockets import Key
 
 VARIABLE = "BOTPROXY_INHERITED"
@@ -70,7 +70,7 @@ def take_over(link_: socket.socket) -> None:
 
 def start(
     children: Children,
-    foreign: Sequence[socket.socket],
+    foreign: Sequence[Closable],
     inheritance: Inheritance,
     environment: Mapping[str, str],
 ) -> Child:

@@ -79,9 +79,10 @@ def test_an_operation_costs_what_the_whole_tree_does_for_it(serving):
 
 
 def test_it_can_be_asked_in_which_file_the_code_is(serving):
-    script = SERVER.replace("sum(range(10_000))", "zlib.crc32(data * 1_000_000)").replace(
-        "import os", "import zlib, os"
-    )
+    """Of those that serve: what a process that has ended by then did is nobody's operation."""
+    work = "zlib.crc32(data * 1_000_000)"
+    other = "if os.fork() == 0:\n    sum(range(10**6))\n    os._exit(0)\nos.wait()\n"
+    script = f"import zlib, os\n{other}{SERVER.replace('sum(range(10_000))', work)}"
 
     def ask(count: int) -> None:
         with serving.connect() as sock:
@@ -95,6 +96,7 @@ def test_it_can_be_asked_in_which_file_the_code_is(serving):
     assert first.startswith("libz")
     assert cost.objects[first] > 0.7 * cost.each
     assert sum(cost.objects.values()) == pytest.approx(cost.each)
+    assert sum(cost.short.objects.values()) == cost.short.total
 
 
 def test_every_child_of_a_command_has_a_count_of_its_own():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.micro.verdict import LAYOUT, TOLERANCE, accepted, compare, row
+from bench.micro.verdict import LAYOUT, SHORT, TOLERANCE, accepted, compare, row
 
 
 def failed(base: dict[str, float], tree: dict[str, float], *lines: str) -> list[str]:
@@ -26,10 +26,12 @@ def test_more_than_the_tolerance_fails(now, fails):
 
 def test_what_another_layout_of_memory_costs_decides_nothing_about_a_short_stage():
     """Seen: 4,437 and 4,805 instructions of one piece of code that no commit between had touched."""
-    assert failed({"chunked body out": 4_437}, {"chunked body out": 4_437 + LAYOUT}) == []
-    assert failed({"chunked body out": 4_437}, {"chunked body out": 4_437 + LAYOUT + 1}) == [
-        "chunked body out"
+    assert failed({"chunked body out": 4_437}, {"chunked body out": 4_805}) == []
+    assert failed({"chunked body in": 10_000}, {"chunked body in": 10_000 + LAYOUT}) == []
+    assert failed({"chunked body in": 10_000}, {"chunked body in": 10_000 + LAYOUT + 1}) == [
+        "chunked body in"
     ]
+    assert failed({"client": 1_000}, {"client": 1_000 * (1 + SHORT) + 1}) == ["client"]
 
 
 def test_one_that_grew_fails_however_much_others_shrank():

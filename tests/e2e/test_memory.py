@@ -80,7 +80,7 @@ def test_how_late_and_how_large_a_worker_is_can_be_asked(start: Start, bot: Bot)
 
 
 def test_what_reads_the_configuration_is_in_nobodys_memory(start: Start, bot: Bot) -> None:
-    """A fifth of what all take together, needed only while it is read."""
+    """A sixth of what all take together, needed only while it is read."""
     front = start(bot.url, admin=None)
 
     def check() -> None:

@@ -33,7 +33,7 @@ def told(manager: socket.socket) -> list[str]:
 
 
 def test_every_message_is_what_sd_notify_knows(manager: socket.socket, address: str) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": address})
+    notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "30000000"})
     notifier.ready("serving with 2 of 2 workers")
     assert told(manager) == ["READY=1", "STATUS=serving with 2 of 2 workers"]
     before = time.monotonic_ns() // 1000
@@ -41,9 +41,8 @@ def test_every_message_is_what_sd_notify_knows(manager: socket.socket, address: 
     first, stamp, status = told(manager)
     assert (first, status) == ("RELOADING=1", "STATUS=reloading")
     assert before <= int(stamp.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
-    notifier.status("serving with 1 of 2 workers")
+    notifier.alive(1.0, "serving with 1 of 2 workers")
     assert told(manager) == ["STATUS=serving with 1 of 2 workers"]
-    notifier.alive()
     assert told(manager) == ["WATCHDOG=1"]
     notifier.gave_way(77, "serving")
     assert told(manager) == ["MAINPID=77", "READY=1", "STATUS=serving"]
@@ -54,13 +53,20 @@ def test_every_message_is_what_sd_notify_knows(manager: socket.socket, address: 
 def test_a_status_is_told_when_it_has_changed(manager: socket.socket, address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address})
     notifier.ready("good")
-    notifier.status("good")
+    notifier.alive(1.0, "good")
     notifier.reloading()
-    notifier.status("good")
-    notifier.status("bad")
-    notifier.status("bad")
+    for status in ("good", "bad", "bad"):
+        notifier.alive(1.0, status)
     notifier.stopping()
     assert [told(manager)[0] for _ in range(4)] == ["READY=1", "RELOADING=1", "STATUS=bad", "STOPPING=1"]
+
+
+def test_the_watchdog_is_fed_as_often_as_it_must_be(manager: socket.socket, address: str) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "30000000"})
+    for now in (100.0, 101.0, 114.9, 115.0, 116.0, 130.0):
+        notifier.alive(now, "")
+    notifier.stopping()
+    assert [told(manager)[0] for _ in range(4)] == [*["WATCHDOG=1"] * 3, "STOPPING=1"]
 
 
 def test_what_it_was_given_is_taken_from_the_environment_and_passed_to_a_successor(address: str) -> None:
@@ -100,13 +106,13 @@ def test_without_a_manager_nothing_is_told(given: dict[str, str]) -> None:
 def test_a_manager_that_is_not_there_is_no_reason_to_fail(address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address})
     notifier.ready("x")
-    notifier.alive()
+    notifier.alive(0.0, "y")
 
 
 def test_a_manager_that_does_not_read_does_not_hold_us_up(manager: socket.socket, address: str) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": address})
+    notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "2"})
     begun = time.monotonic()
-    for _ in range(2000):
-        notifier.alive()
+    for second in range(2000):
+        notifier.alive(float(second + 1), "")
     assert time.monotonic() - begun < PATIENCE
     assert told(manager) == ["WATCHDOG=1"]
