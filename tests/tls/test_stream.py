@@ -207,6 +207,47 @@ def test_an_end_that_comes_with_the_handshake_is_taken_for_what_it_is(
     far.close()
 
 
+@pytest.mark.parametrize("asks", [False, True], ids=["alone", "with a request"])
+def test_a_ticket_goes_with_the_answer_when_one_is_due(
+    listener: ssl.SSLContext, ca: Authority, asks: bool
+) -> None:
+    """Else at once: Nagle's algorithm keeps the first request back until something acknowledges Finished."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # shows what is sent together
+    near.setblocking(False)
+    far.setblocking(False)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        client, incoming, outgoing = in_memory(ca)
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        far.send(outgoing.read())
+        accepting = loop.create_task(tls.accept(near, listener, loop, Deadlines(loop), loop.time() + 5))
+        incoming.write(await loop.sock_recv(far, 65536))
+        client.do_handshake()
+        if asks:
+            client.write(b"request")
+        far.send(outgoing.read())
+        stream = await accepting
+        if asks:
+            assert await stream.read() == b"request"
+        else:
+            incoming.write(far.recv(65536))
+            with pytest.raises(ssl.SSLWantReadError):
+                client.read()
+            assert client.session is not None and client.session.has_ticket
+        with pytest.raises(BlockingIOError):
+            far.recv(65536)
+        stream.write(b"answer")
+        incoming.write(far.recv(65536))
+        assert client.read() == b"answer"
+        assert client.session is not None and client.session.has_ticket
+        stream.shut()
+
+    run(main())
+    far.close()
+
+
 @pytest.mark.parametrize("size", [0, 1, 5, 100])
 def test_a_client_that_leaves_inside_its_hello_hears_nothing(
     listener: ssl.SSLContext, ca: Authority, size: int
