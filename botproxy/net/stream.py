@@ -149,7 +149,7 @@ class SocketStream:
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._poller.remove_reader(self._fd, self._on_readable)
+            self._poller.hush_reader(self._fd, self._on_readable)
 
     def _on_readable(self) -> None:
         try:
@@ -395,7 +395,8 @@ class SocketStream:
 
     def release(self) -> None:
         """Let go of the socket, which stays open; for somebody who has nothing to wait for here."""
-        self._pause()
+        self._reading = False
+        self._poller.remove_reader(self._fd, self._on_readable)
         self._stop_writing()
         self._closed = True
         self._deadlines.forget(self)

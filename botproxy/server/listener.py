@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import select
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,8 @@ class Listener:
         self._loop = loop
         self._start = start
         self._relieve = relieve
+        self._queue = select.poll()
+        self._queue.register(sock, select.POLLIN)
         self._accepting = False
         self._held = True
         self._starved = False
@@ -92,6 +95,8 @@ class Listener:
     def _accept(self) -> None:
         for _ in range(BURST):
             if not self._accepting or not self._accept_one():
+                return
+            if not self._queue.poll(0):  # a tenth of what it costs to be refused one more
                 return
 
     def _accept_one(self) -> bool:

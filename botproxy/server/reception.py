@@ -15,6 +15,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -105,11 +106,7 @@ class Reception:
         """Begin to accept on `bounds`, which belong to this from now on."""
         for bound in bounds:
             bound.listen()
-
-            def arrive(sock: socket.socket, address: Any, bound: Bound = bound) -> None:
-                self._arrive(bound, sock, address)
-
-            listener = Listener(bound.sock, self._loop, arrive, self.shed)
+            listener = Listener(bound.sock, self._loop, partial(self._arrive, bound), self.shed)
             self._listeners.append(listener)
             if bound.tls:
                 self._tls_listeners.append(listener)
@@ -134,7 +131,8 @@ class Reception:
         task.add_done_callback(self._done)
         if bound.tls:
             self._shaking[task] = self._loop.time()
-            self._make_room()
+            if len(self._shaking) >= self._handshake_limit:
+                self._make_room()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -162,7 +160,10 @@ class Reception:
                         entered = self._census.enter(self._seat, peer.address, exempt=exempt)
                 if not entered and probe is None:
                     raise Refused
-                stream, info = await self._secure(bound, sock, peer)
+                if bound.tls:
+                    stream, info = await self._shake(sock, peer)
+                else:
+                    stream, info = SocketStream(sock, self._loop, self._deadlines), None
             finally:
                 self._leave_handshake(asyncio.current_task())
                 if probe is not None:
@@ -174,13 +175,6 @@ class Reception:
             sock.close()
             if entered:
                 self._census.leave(self._seat, peer.address, exempt=exempt)
-
-    async def _secure(
-        self, bound: Bound, sock: socket.socket, peer: Peer
-    ) -> tuple[SocketStream, TlsInfo | None]:
-        if bound.tls:
-            return await self._shake(sock, peer)
-        return SocketStream(sock, self._loop, self._deadlines), None
 
     async def _run(self, bound: Bound, peer: Peer, stream: SocketStream, info: TlsInfo | None) -> None:
         application = self._behind_tls if bound.tls else self._behind_plain
@@ -278,7 +272,7 @@ class Reception:
         self._make_room()
 
     def _leave_handshake(self, task: asyncio.Task[None] | None) -> None:
-        if task is not None and self._shaking.pop(task, None) is not None:
+        if task is not None and self._shaking.pop(task, None) is not None and not self._has_room:
             self._accept_tls()
 
     def _accept_tls(self) -> None:

@@ -207,6 +207,10 @@ def test_an_end_that_comes_with_the_handshake_is_taken_for_what_it_is(
     far.close()
 
 
+def has_ticket(client: ssl.SSLObject) -> bool:
+    return client.session is not None and client.session.has_ticket
+
+
 @pytest.mark.parametrize("asks", [False, True], ids=["alone", "with a request"])
 def test_a_ticket_goes_with_the_answer_when_one_is_due(
     listener: ssl.SSLContext, ca: Authority, asks: bool
@@ -235,13 +239,13 @@ def test_a_ticket_goes_with_the_answer_when_one_is_due(
             incoming.write(far.recv(65536))
             with pytest.raises(ssl.SSLWantReadError):
                 client.read()
-            assert client.session is not None and client.session.has_ticket
+            assert has_ticket(client)
         with pytest.raises(BlockingIOError):
             far.recv(65536)
         stream.write(b"answer")
         incoming.write(far.recv(65536))
         assert client.read() == b"answer"
-        assert client.session is not None and client.session.has_ticket
+        assert has_ticket(client)
         stream.shut()
 
     run(main())
