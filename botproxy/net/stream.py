@@ -181,7 +181,7 @@ class SocketStream:
         """The connection is dead in both directions; everybody who waits is told."""
         if self.error is not None or self._closed:
             return
-        self.error = error
+        self.error = error.with_traceback(None)  # in whose frames this stream is: that would be a circle
         self._pause()
         self._break_writing(error)
         self._wake_or_tell()
@@ -189,7 +189,7 @@ class SocketStream:
     def _break_writing(self, error: OSError) -> None:
         """Nothing more can be sent. Reading goes on: the peer may have answered before it closed."""
         if self._write_error is None:
-            self._write_error = error
+            self._write_error = error.with_traceback(None)
             self._stop_writing()
             self._outbox.clear()
             if self._drainer is not None and not self._drainer.done():

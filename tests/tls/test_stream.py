@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
@@ -48,10 +50,14 @@ def run(story: Coroutine[object, object, None]) -> None:
 
 
 def tell(
-    listener: ssl.SSLContext, ca: Authority, client: Callable[[ssl.SSLSocket], None], story: Story
+    listener: ssl.SSLContext,
+    ca: Authority,
+    client: Callable[[ssl.SSLSocket], None],
+    story: Story,
+    pair: tuple[socket.socket, socket.socket] | None = None,
 ) -> None:
     """`client` in a thread, `story` with the accepted stream."""
-    near, far = socket.socketpair()
+    near, far = pair or socket.socketpair()
     near.setblocking(False)
 
     def talk() -> None:
@@ -99,6 +105,34 @@ def test_what_came_before_a_broken_end_is_delivered(listener: ssl.SSLContext, ca
         assert len(got) == 40_000
 
     tell(listener, ca, client, story)
+
+
+@pytest.mark.parametrize("how", [b"\0" * 8, b"\1\0\0\0\0\0\0\0"], ids=["without a word", "by a reset"])
+def test_a_connection_that_broke_is_gone_with_who_served_it(
+    listener: ssl.SSLContext, ca: Authority, how: bytes
+) -> None:
+    """At once: what waits for the garbage collector is memory held and, for many, time spent."""
+    left: list[weakref.ref[TlsStream]] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        near = server.accept()[0]
+
+    def client(sock: ssl.SSLSocket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+        sock.close()
+
+    async def story(stream: TlsStream) -> None:
+        left.append(weakref.ref(stream))
+        with pytest.raises(StreamClosed):
+            await stream.read()
+        stream.write(b"nobody hears it")
+
+    gc.disable()
+    try:
+        tell(listener, ca, client, story, (near, far))
+        assert left[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_close_notify_is_the_orderly_end(listener: ssl.SSLContext, ca: Authority) -> None:
