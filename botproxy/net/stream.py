@@ -216,15 +216,18 @@ class SocketStream:
         """Bytes the kernel has not taken yet."""
         return len(self._outbox)
 
-    def write(self, data: bytes) -> None:
-        """Send `data`, keeping what the kernel does not take. A dead stream swallows it: see `drain`."""
+    def write(self, data: bytes, flags: int = 0) -> None:
+        """Send `data`, keeping what the kernel does not take. A dead stream swallows it: see `drain`.
+
+        `flags`: of send(2).
+        """
         if self._write_error is not None or self._closed:
             return
         if self._outbox:
             self._outbox += data
             return
         try:
-            count = self.sock.send(data)
+            count = self.sock.send(data, flags)
         except (BlockingIOError, InterruptedError):
             count = 0
         except OSError as error:
@@ -428,7 +431,7 @@ class SocketStream:
             return None
 
     def _say_end(self) -> None:
-        """What a protocol on top says before the end; a bare socket says nothing."""
+        """What a protocol on top says right before the end; a bare socket says nothing."""
 
     def _close_socket(self) -> None:
         self.sock.close()

@@ -225,7 +225,7 @@ class TlsStream(SocketStream):
 
     # What the peer gets
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, flags: int = 0) -> None:
         if self._write_error is not None or self._closed:
             return
         try:
@@ -238,11 +238,11 @@ class TlsStream(SocketStream):
         except OSError as error:
             self._break_writing(error)
             return
-        SocketStream.write(self, self._outgoing.read())
+        SocketStream.write(self, self._outgoing.read(), flags)
 
-    def _send_sealed(self) -> None:
+    def _send_sealed(self, flags: int = 0) -> None:
         if self._outgoing.pending:
-            super().write(self._outgoing.read())
+            SocketStream.write(self, self._outgoing.read(), flags)
 
     def _say_end(self) -> None:
         """close_notify; reading goes on (RFC 8446 6.1)."""
@@ -254,7 +254,7 @@ class TlsStream(SocketStream):
         except ssl.SSLError:
             if not self._discarding:
                 raise
-        self._send_sealed()
+        self._send_sealed(socket.MSG_MORE)  # the end of TCP follows, in the same packet
 
 
 async def accept(
