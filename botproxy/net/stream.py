@@ -21,7 +21,6 @@ from collections.abc import Callable
 from math import inf
 
 from botproxy.net.deadlines import Deadlines
-from botproxy.net.poller import poller_of
 
 READ_SIZE = 32 * 1024
 """Two records of TLS, which is what goes out again: with a half one behind them bulk costs a third more."""
@@ -61,7 +60,7 @@ class SocketStream:
         self.sent = 0
         """Bytes that the kernel took."""
         self._loop = loop
-        self._poller = poller_of(loop)
+        self._poller = deadlines.poller
         self._deadlines = deadlines
         self._fd = sock.fileno()
         self._inbox = b""

@@ -27,7 +27,6 @@ from botproxy.http.h1 import Application, ClientConnection
 from botproxy.model import Peer, Record, TlsInfo
 from botproxy.net import proxy_protocol
 from botproxy.net.deadlines import Deadlines
-from botproxy.net.poller import poller_of
 from botproxy.net.readiness import Readiness
 from botproxy.net.stream import SocketStream
 from botproxy.policy import refusals
@@ -70,7 +69,6 @@ class Reception:
         log_handshake: Callable[[str, tls.HandshakeFailed, float], None],
     ) -> None:
         """`applications`: behind TLS listeners, behind plain ones."""
-        poller_of(loop)  # made now: later there may be no descriptor left for it
         self._seat = seat
         self._loop = loop
         self._deadlines = deadlines
@@ -90,7 +88,7 @@ class Reception:
         self._tls_listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
-        self._empty.set()
+        """Set when the last task has ended after the drain began."""
         self._connections: set[ClientConnection] = set()
         self._shaking: dict[asyncio.Task[None], float] = {}
         """TLS connections without a finished handshake, oldest first, and since when."""
@@ -127,7 +125,6 @@ class Reception:
     def _arrive(self, bound: Bound, sock: socket.socket, address: Any) -> None:
         task = self._loop.create_task(self._serve(bound, sock, address))
         self._tasks.add(task)
-        self._empty.clear()
         task.add_done_callback(self._done)
         if bound.tls:
             self._shaking[task] = self._loop.time()
@@ -136,7 +133,7 @@ class Reception:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not self._tasks:
+        if self._draining and not self._tasks:
             self._empty.set()
         self._leave_handshake(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -338,6 +335,8 @@ class Reception:
         """
         self._draining = True
         self.stop()
+        if not self._tasks:
+            self._empty.set()
         for connection in tuple(self._connections):
             connection.drain(patience)
         ends = {self._loop.create_task(event.wait()) for event in (self._empty, cut)}
