@@ -15,6 +15,7 @@ import logging
 import select
 import socket
 from collections.abc import Callable
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Listener:
         self._family, self._type = int(sock.family), int(sock.type)
         self._queue = select.poll()
         self._queue.register(sock, select.POLLIN)
+        self._newest = 0
+        """The descriptor given last; the kernel gives the lowest that is free."""
         self._accepting = False
         self._held = True
         self._starved = False
@@ -97,7 +100,9 @@ class Listener:
         for _ in range(BURST):
             if not self._accepting or not self._accept_one():
                 return
-            if not self._queue.poll(0):  # a tenth of what it costs to be refused one more
+            # Asking costs a tenth of being refused one more. Who got the last descriptor needs another for
+            # the bot, though: then the refusal makes room.
+            if not self._queue.poll(0) and self._newest + 1 < getrlimit(RLIMIT_NOFILE)[0]:
                 return
 
     def _accept_one(self) -> bool:
@@ -115,6 +120,7 @@ class Listener:
         if self._exhausted:
             self._exhausted = False
             logger.info("accepting again")
+        self._newest = number
         sock = socket.socket(self._family, self._type, fileno=number)
         sock.setblocking(False)
         self._start(sock, address)
