@@ -56,7 +56,7 @@ class Listener:
         self._loop = loop
         self._start = start
         self._relieve = relieve
-        self._family, self._type = int(sock.family), int(sock.type)
+        self._kind = int(sock.family), int(sock.type), sock.proto
         self._queue = select.poll()
         self._queue.register(sock, select.POLLIN)
         self._newest = 0
@@ -121,7 +121,7 @@ class Listener:
             self._exhausted = False
             logger.info("accepting again")
         self._newest = number
-        sock = socket.socket(self._family, self._type, fileno=number)
+        sock = socket.socket(*self._kind, number)
         sock.setblocking(False)
         self._start(sock, address)
         return True
