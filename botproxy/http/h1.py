@@ -89,7 +89,8 @@ class ClientConnection:
         try:
             while await self._serve_one():
                 pass
-            linger = self.served > 0 and (self._left_over or not self.stream.is_quiet())
+            may_send = self._left_over or not self.stream.ended
+            linger = self.served > 0 and may_send and (self._left_over or not self.stream.is_quiet())
         except StreamClosed:
             pass  # nobody is left to tell; an exchange under way has logged it
         finally:

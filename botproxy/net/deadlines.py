@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from botproxy.net.poller import poller_of
+
 SWEEP = 0.2
 """Seconds between two looks; the largest error of a deadline."""
 
@@ -26,6 +28,9 @@ class Deadlines:
     """The sweep over everything watched."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.poller = poller_of(loop)
+        """Of the same loop, at hand for whatever is watched: each new stream asks for it. Made now, because
+        later there may be no descriptor left for it."""
         self._loop = loop
         self._watched: set[Timed] = set()
         self._timer: asyncio.TimerHandle | None = None

@@ -4,6 +4,8 @@ The loop's own watchers cost ten system calls and several objects for each conne
 (libuv tries a descriptor before it takes it, sets it non-blocking, and changes its set
 again and again). Here a socket is one entry in one set, changed only when what is wanted
 changes, and gone when the socket is closed; the loop watches the set and nothing else.
+Who stops reading is usually closed before anything more comes, or reads again: then the
+set is not changed at all.
 
 Used by `net.stream` and `net.readiness`. Moves no bytes and owns no socket.
 """
@@ -31,7 +33,8 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoll = epoll()
-        self._readers: dict[int, Watcher] = {}
+        self._readers: dict[int, Watcher | None] = {}
+        """None: whoever it was is not told any more, and the kernel has not heard of it yet."""
         self._writers: dict[int, Watcher] = {}
         self._fresh: set[int] = set()
         """Came while events are passed on: the number may be that of a socket closed just before."""
@@ -45,9 +48,13 @@ class Poller:
 
     def remove_reader(self, fd: int, watcher: Watcher) -> None:
         """Unless another watcher has taken its place."""
+        if fd in self._readers and self._readers[fd] in (watcher, None):
+            self._drop_reader(fd)
+
+    def hush_reader(self, fd: int, watcher: Watcher) -> None:
+        """As `remove_reader`, for who calls `forget` in the end: the kernel is told if something comes."""
         if self._readers.get(fd) == watcher:
-            del self._readers[fd]
-            self._unwant(fd, EPOLLOUT if fd in self._writers else 0)
+            self._readers[fd] = None
 
     def add_writer(self, fd: int, watcher: Watcher) -> None:
         """Call `watcher` while `fd` is writable."""
@@ -64,6 +71,10 @@ class Poller:
         """`fd` is closed next, and the kernel forgets it then."""
         self._readers.pop(fd, None)
         self._writers.pop(fd, None)
+
+    def _drop_reader(self, fd: int) -> None:
+        del self._readers[fd]
+        self._unwant(fd, EPOLLOUT if fd in self._writers else 0)
 
     def _want(self, fd: int, more: int, already: int) -> None:
         if already:
@@ -85,8 +96,11 @@ class Poller:
         for fd, events in self._epoll.poll(0, AT_ONCE):
             if fresh and fd in fresh:
                 continue
-            if events & _READER and (watcher := readers.get(fd)) is not None:
-                watcher()
+            if events & _READER:
+                if (watcher := readers.get(fd)) is not None:
+                    watcher()
+                elif fd in readers:
+                    self._drop_reader(fd)
             if writers and events & _WRITER and (watcher := writers.get(fd)) is not None and fd not in fresh:
                 watcher()
 

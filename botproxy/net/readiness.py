@@ -11,7 +11,6 @@ import socket
 from math import inf
 
 from botproxy.net.deadlines import Deadlines
-from botproxy.net.poller import poller_of
 
 
 class Readiness:
@@ -24,7 +23,7 @@ class Readiness:
         self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines, deadline: float
     ) -> None:
         self._loop = loop
-        self._poller = poller_of(loop)
+        self._poller = deadlines.poller
         self._deadlines = deadlines
         self._deadline = deadline
         self._fd = sock.fileno()

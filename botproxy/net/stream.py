@@ -21,7 +21,6 @@ from collections.abc import Callable
 from math import inf
 
 from botproxy.net.deadlines import Deadlines
-from botproxy.net.poller import poller_of
 
 READ_SIZE = 32 * 1024
 """Two records of TLS, which is what goes out again: with a half one behind them bulk costs a third more."""
@@ -61,7 +60,7 @@ class SocketStream:
         self.sent = 0
         """Bytes that the kernel took."""
         self._loop = loop
-        self._poller = poller_of(loop)
+        self._poller = deadlines.poller
         self._deadlines = deadlines
         self._fd = sock.fileno()
         self._inbox = b""
@@ -149,7 +148,7 @@ class SocketStream:
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._poller.remove_reader(self._fd, self._on_readable)
+            self._poller.hush_reader(self._fd, self._on_readable)
 
     def _on_readable(self) -> None:
         try:
@@ -181,7 +180,7 @@ class SocketStream:
         """The connection is dead in both directions; everybody who waits is told."""
         if self.error is not None or self._closed:
             return
-        self.error = error
+        self.error = error.with_traceback(None)  # in whose frames this stream is: that would be a circle
         self._pause()
         self._break_writing(error)
         self._wake_or_tell()
@@ -189,7 +188,7 @@ class SocketStream:
     def _break_writing(self, error: OSError) -> None:
         """Nothing more can be sent. Reading goes on: the peer may have answered before it closed."""
         if self._write_error is None:
-            self._write_error = error
+            self._write_error = error.with_traceback(None)
             self._stop_writing()
             self._outbox.clear()
             if self._drainer is not None and not self._drainer.done():
@@ -216,15 +215,18 @@ class SocketStream:
         """Bytes the kernel has not taken yet."""
         return len(self._outbox)
 
-    def write(self, data: bytes) -> None:
-        """Send `data`, keeping what the kernel does not take. A dead stream swallows it: see `drain`."""
+    def write(self, data: bytes, flags: int = 0) -> None:
+        """Send `data`, keeping what the kernel does not take. A dead stream swallows it: see `drain`.
+
+        `flags`: of send(2).
+        """
         if self._write_error is not None or self._closed:
             return
         if self._outbox:
             self._outbox += data
             return
         try:
-            count = self.sock.send(data)
+            count = self.sock.send(data, flags)
         except (BlockingIOError, InterruptedError):
             count = 0
         except OSError as error:
@@ -395,7 +397,8 @@ class SocketStream:
 
     def release(self) -> None:
         """Let go of the socket, which stays open; for somebody who has nothing to wait for here."""
-        self._pause()
+        self._reading = False
+        self._poller.remove_reader(self._fd, self._on_readable)
         self._stop_writing()
         self._closed = True
         self._deadlines.forget(self)
@@ -427,7 +430,7 @@ class SocketStream:
             return None
 
     def _say_end(self) -> None:
-        """What a protocol on top says before the end; a bare socket says nothing."""
+        """What a protocol on top says right before the end; a bare socket says nothing."""
 
     def _close_socket(self) -> None:
         self.sock.close()

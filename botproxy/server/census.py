@@ -88,10 +88,7 @@ class Census:
         return self._sum(BUCKETS)
 
     def _sum(self, cell: int) -> int:
-        counts = self._counts
-        if self._seats.used == 1:
-            return counts[cell]
-        return sum([counts[at] for at in range(cell, self._seats.used * _ROW, _ROW)])
+        return sum(self._counts[cell : self._seats.used * _ROW : _ROW])
 
 
 class SharedLimiter:

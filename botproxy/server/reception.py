@@ -15,6 +15,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from botproxy.http.h1 import Application, ClientConnection
 from botproxy.model import Peer, Record, TlsInfo
 from botproxy.net import proxy_protocol
 from botproxy.net.deadlines import Deadlines
-from botproxy.net.poller import poller_of
 from botproxy.net.readiness import Readiness
 from botproxy.net.stream import SocketStream
 from botproxy.policy import refusals
@@ -72,7 +72,6 @@ class Reception:
         log_handshake: Callable[[str, tls.HandshakeFailed, float], None],
     ) -> None:
         """`applications`: behind TLS listeners, behind plain ones."""
-        poller_of(loop)  # made now: later there may be no descriptor left for it
         self._seat = seat
         self._loop = loop
         self._deadlines = deadlines
@@ -92,7 +91,7 @@ class Reception:
         self._tls_listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
-        self._empty.set()
+        """Set when the last task has ended after the drain began."""
         self._connections: set[ClientConnection] = set()
         self._shaking: dict[asyncio.Task[None], float] = {}
         """TLS connections without a finished handshake, oldest first, and since when."""
@@ -108,11 +107,7 @@ class Reception:
         """Begin to accept on `bounds`, which belong to this from now on."""
         for bound in bounds:
             bound.listen()
-
-            def arrive(sock: socket.socket, address: Any, bound: Bound = bound) -> None:
-                self._arrive(bound, sock, address)
-
-            listener = Listener(bound.sock, self._loop, arrive, self.shed)
+            listener = Listener(bound.sock, self._loop, partial(self._arrive, bound), self.shed)
             self._listeners.append(listener)
             if bound.tls:
                 self._tls_listeners.append(listener)
@@ -133,15 +128,15 @@ class Reception:
     def _arrive(self, bound: Bound, sock: socket.socket, address: Any) -> None:
         task = self._loop.create_task(self._serve(bound, sock, address))
         self._tasks.add(task)
-        self._empty.clear()
         task.add_done_callback(self._done)
         if bound.tls:
             self._shaking[task] = self._loop.time()
-            self._make_room()
+            if len(self._shaking) >= self._handshake_limit:
+                self._make_room()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not self._tasks:
+        if self._draining and not self._tasks:
             self._empty.set()
         self._leave_handshake(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -165,7 +160,10 @@ class Reception:
                         entered = self._census.enter(self._seat, peer.address, exempt=exempt)
                 if not entered and probe is None:
                     raise Refused
-                stream, info = await self._secure(bound, sock, peer)
+                if bound.tls:
+                    stream, info = await self._shake(sock, peer)
+                else:
+                    stream, info = SocketStream(sock, self._loop, self._deadlines), None
             finally:
                 self._leave_handshake(asyncio.current_task())
                 if probe is not None:
@@ -177,13 +175,6 @@ class Reception:
             sock.close()
             if entered:
                 self._census.leave(self._seat, peer.address, exempt=exempt)
-
-    async def _secure(
-        self, bound: Bound, sock: socket.socket, peer: Peer
-    ) -> tuple[SocketStream, TlsInfo | None]:
-        if bound.tls:
-            return await self._shake(sock, peer)
-        return SocketStream(sock, self._loop, self._deadlines), None
 
     async def _run(self, bound: Bound, peer: Peer, stream: SocketStream, info: TlsInfo | None) -> None:
         application = self._behind_tls if bound.tls else self._behind_plain
@@ -281,7 +272,7 @@ class Reception:
         self._make_room()
 
     def _leave_handshake(self, task: asyncio.Task[None] | None) -> None:
-        if task is not None and self._shaking.pop(task, None) is not None:
+        if task is not None and self._shaking.pop(task, None) is not None and not self._has_room:
             self._accept_tls()
 
     def _accept_tls(self) -> None:
@@ -347,6 +338,8 @@ class Reception:
         """
         self._draining = True
         self.stop()
+        if not self._tasks:
+            self._empty.set()
         for connection in tuple(self._connections):
             connection.drain(patience)
         ends = {self._loop.create_task(event.wait()) for event in (self._empty, cut)}

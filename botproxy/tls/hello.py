@@ -45,7 +45,7 @@ def offers_only_others(data: bytes) -> bool:
 
     False for a hello that OpenSSL refuses by itself.
     """
-    in_one_record = data[3:5] == (4 + int.from_bytes(data[6:9], "big")).to_bytes(4, "big")[2:]
+    in_one_record = int.from_bytes(data[3:5], "big") == 4 + int.from_bytes(data[6:9], "big")
     if in_one_record and (b"\0\x10" not in data or b"\x08http/1.1" in data):
         return False  # it holds no such extension, or one of ours: as nearly always
     try:

@@ -103,53 +103,46 @@ def install(listener: ssl.SSLContext, select: Callable[[str | None], Selected | 
 class TlsStream(SocketStream):
     """A byte stream over TLS. Until `shake` is over, it reads what comes as it comes."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        context: ssl.SSLContext,
-        server_name: str | None,
-        loop: asyncio.AbstractEventLoop,
-        deadlines: Deadlines,
-    ) -> None:
-        """`server_name`: that of the peer; None where the peer is the client."""
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         super().__init__(sock, loop, deadlines)
-        self._context = context
-        self._server_name = server_name
         self._established = False
         self._verdict: OSError | bool = False
         """What stands behind the bytes received last: an orderly end (True), or why the connection broke."""
 
-    def _begin(self) -> None:
+    def _begin(self, context: ssl.SSLContext, server_name: str | None) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = self._context.wrap_bio(
-            self._incoming,
-            self._outgoing,
-            server_side=self._server_name is None,
-            server_hostname=self._server_name,
+        self.tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
         )
 
     def peer_alert(self) -> str | None:
         """The alert with which the peer broke the connection, if it did."""
         return alert_name(self.error) if isinstance(self.error, ssl.SSLError) else None
 
-    async def shake(self, deadline: float) -> None:
-        """The handshake. Raises HandshakeFailed, PlainHttp; StreamTimeout at `deadline`, StreamClosed."""
-        if self._server_name is None:
+    async def shake(self, context: ssl.SSLContext, server_name: str | None, deadline: float) -> None:
+        """The handshake. `server_name`: that of the peer; None where the peer is the client.
+
+        Raises HandshakeFailed, PlainHttp; StreamTimeout at `deadline`, StreamClosed.
+        """
+        if server_name is None:
             # A client that says nothing costs nothing of OpenSSL.
-            data = await self._more(deadline)
-            if not is_handshake(data):
-                raise PlainHttp
-            self._begin()
+            data = await self.read(deadline)
+            if data:
+                if not is_handshake(data):
+                    raise PlainHttp
+                self._begin(context, None)
             complete = self._take(data)
         else:
-            self._begin()
+            self._begin(context, server_name)
             complete = self._advance()
         while not complete:
-            complete = self._take(await self._more(deadline))
+            complete = self._take(await self.read(deadline))
         self._established = True
-        if self._server_name is not None or self.tls.version() != "TLSv1.3":
+        # The last flight of TLS 1.3 holds nothing but tickets: they go with our first answer, which spares
+        # a packet, if more has come. Else at once: a client with Nagle's algorithm that waits for somebody
+        # to acknowledge its own last flight would keep its request back until then.
+        if not self._incoming.pending or server_name is not None or self.tls.version() != "TLSv1.3":
             self._send_sealed()
-        # Else our last flight holds nothing but tickets, for which nobody waits: see `check`.
         if self._incoming.pending or self.ended:
             if self.ended:  # the end of TCP was read as it came; whether it is one of TLS shows now
                 self.ended = False
@@ -158,19 +151,14 @@ class TlsStream(SocketStream):
             self._settle()
 
     def check(self, now: float) -> None:
-        # Tickets go with our first answer, which spares a packet; here where none has come until now.
-        if self._established and self._outgoing.pending:
+        if self._established and self._outgoing.pending:  # tickets, and no answer until now
             self._send_sealed()
-        super().check(now)
-
-    async def _more(self, deadline: float) -> bytes:
-        data = await self.read(deadline)
-        if not data:
-            raise HandshakeFailed("broken_off")
-        return data
+        SocketStream.check(self, now)
 
     def _take(self, data: bytes) -> bool:
         """The peer sent `data`; whether the handshake is complete."""
+        if not data:
+            raise HandshakeFailed("broken_off")
         if isinstance(self.tls, Accepted):
             self.tls.hear(data)
         self._incoming.write(data)
@@ -215,7 +203,8 @@ class TlsStream(SocketStream):
 
     def _unseal(self) -> bytes:
         """The content of all complete records that have arrived."""
-        incoming, read = self._incoming, self.tls.read
+        incoming, outgoing, read = self._incoming, self._outgoing, self.tls.read
+        waiting = outgoing.pending  # tickets, which nobody is in a hurry for
         content = b""
         try:
             content = piece = read(_MAX_RECORD)
@@ -230,13 +219,13 @@ class TlsStream(SocketStream):
             self._verdict = True  # the same, after ours
         except OSError as error:
             self._verdict = error
-        if self._outgoing.pending:  # an alert of ours, an answer to a change of keys
+        if outgoing.pending != waiting:  # an alert of ours, an answer to a change of keys
             self._send_sealed()
         return content
 
     # What the peer gets
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, flags: int = 0) -> None:
         if self._write_error is not None or self._closed:
             return
         try:
@@ -249,11 +238,11 @@ class TlsStream(SocketStream):
         except OSError as error:
             self._break_writing(error)
             return
-        SocketStream.write(self, self._outgoing.read())
+        SocketStream.write(self, self._outgoing.read(), flags)
 
-    def _send_sealed(self) -> None:
+    def _send_sealed(self, flags: int = 0) -> None:
         if self._outgoing.pending:
-            super().write(self._outgoing.read())
+            SocketStream.write(self, self._outgoing.read(), flags)
 
     def _say_end(self) -> None:
         """close_notify; reading goes on (RFC 8446 6.1)."""
@@ -265,7 +254,7 @@ class TlsStream(SocketStream):
         except ssl.SSLError:
             if not self._discarding:
                 raise
-        self._send_sealed()
+        self._send_sealed(socket.MSG_MORE)  # the end of TCP follows, in the same packet
 
 
 async def accept(
@@ -279,9 +268,9 @@ async def accept(
 
     Raises HandshakeFailed; TimeoutError at `deadline`; OSError when the connection broke.
     """
-    stream = TlsStream(sock, listener, None, loop, deadlines)
+    stream = TlsStream(sock, loop, deadlines)
     try:
-        await stream.shake(deadline)
+        await stream.shake(listener, None, deadline)
     except PlainHttp:
         stream.release()
         raise
@@ -306,9 +295,9 @@ async def connect(
 
     Raises HandshakeFailed, TimeoutError at `deadline`, OSError when the connection broke.
     """
-    stream = TlsStream(sock, context, server_name, loop, deadlines)
+    stream = TlsStream(sock, loop, deadlines)
     try:
-        await stream.shake(deadline)
+        await stream.shake(context, server_name, deadline)
     except StreamTimeout:
         stream.shut()
         raise TimeoutError from None

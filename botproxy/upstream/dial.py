@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 RESOLVED_FOR = 30.0
 """Seconds a looked-up name is believed while connects succeed."""
 
+_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
+_MADE = (0, errno.EISCONN)
+
 _Address = tuple[int, Any]
 """Socket family and address."""
 
@@ -72,8 +75,14 @@ class Dialer:
                 failure = error
                 continue
             try:
-                await self._connect(sock, family, address, deadline)
-                return await self._wrap(sock, deadline)
+                code = _connect(sock, family, address)
+                if code in _UNDER_WAY:
+                    code = await self._finish(sock, deadline)
+                if code not in _MADE:
+                    raise OSError(code, os.strerror(code))
+                if self._tls is None:
+                    return SocketStream(sock, self._loop, self._deadlines)
+                return await self._wrap(sock, self._tls, deadline)
             except TimeoutError:
                 sock.close()
                 self._resolved = []
@@ -87,27 +96,15 @@ class Dialer:
         self._resolved = []
         raise errors.ConnectFailed(_reason(failure)) from failure
 
-    async def _connect(self, sock: socket.socket, family: int, address: Any, deadline: float) -> None:
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = sock.connect_ex(address)
-        if code == errno.EINPROGRESS:
-            # On the loopback the connection is usually made by now: asking again is cheaper than waiting.
-            code = sock.connect_ex(address)
-        if code in (errno.EINPROGRESS, errno.EALREADY):
-            with Readiness(sock, self._loop, self._deadlines, deadline) as readiness:
-                await readiness.writable()
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code not in (0, errno.EISCONN):
-            raise OSError(code, os.strerror(code))
+    async def _finish(self, sock: socket.socket, deadline: float) -> int:
+        """Wait until a connect is over; its error number."""
+        with Readiness(sock, self._loop, self._deadlines, deadline) as readiness:
+            await readiness.writable()
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
-    async def _wrap(self, sock: socket.socket, deadline: float) -> SocketStream:
-        if self._tls is None:
-            return SocketStream(sock, self._loop, self._deadlines)
+    async def _wrap(self, sock: socket.socket, context: ssl.SSLContext, deadline: float) -> SocketStream:
         try:
-            return await tls.connect(
-                sock, self._tls, self._target.host, self._loop, self._deadlines, deadline
-            )
+            return await tls.connect(sock, context, self._target.host, self._loop, self._deadlines, deadline)
         except tls.HandshakeFailed as error:
             raise errors.UpstreamTlsFailed(error.code) from error
 
@@ -154,6 +151,17 @@ def verifications(upstreams: Mapping[str, Upstream]) -> dict[str, ssl.SSLContext
     if problems:
         raise errors.ConfigError(problems)
     return contexts
+
+
+def _connect(sock: socket.socket, family: int, address: Any) -> int:
+    """Begin to connect; the error number, `_UNDER_WAY` while it goes on."""
+    if family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    code = sock.connect_ex(address)
+    if code == errno.EINPROGRESS:
+        # On the loopback the connection is usually made by now: asking again is cheaper than waiting.
+        code = sock.connect_ex(address)
+    return code
 
 
 def _verification(upstream: Upstream) -> ssl.SSLContext:

@@ -57,6 +57,61 @@ def test_reading_and_writing_are_watched_apart() -> None:
     tell(story)
 
 
+def test_who_is_hushed_hears_nothing_and_hears_again() -> None:
+    async def story(poller: Poller) -> None:
+        near, far = socket.socketpair()
+        told = asyncio.Event()
+
+        def earlier() -> None:
+            raise AssertionError("it is hushed")
+
+        number = near.fileno()
+        for comes_meanwhile in (False, True):
+            poller.add_reader(number, earlier)
+            poller.hush_reader(number, earlier)
+            if comes_meanwhile:
+                far.send(b"x")
+                await asyncio.sleep(0.01)  # once the kernel was told, nothing wakes the loop
+            poller.add_reader(number, told.set)
+            far.send(b"x")
+            await told.wait()
+            told.clear()
+            near.recv(10)
+            poller.remove_reader(number, told.set)
+        poller.add_reader(number, earlier)
+        poller.hush_reader(number, earlier)
+        poller.remove_reader(number, earlier)
+        poller.add_reader(number, told.set)  # registered anew: it was taken out for good
+        far.close()
+        await told.wait()
+        poller.forget(number)
+        near.close()
+
+    tell(story)
+
+
+def test_the_writer_of_a_hushed_reader_is_still_told() -> None:
+    async def story(poller: Poller) -> None:
+        near, far = socket.socketpair()
+        writable = asyncio.Event()
+
+        def reader() -> None:
+            raise AssertionError("it is hushed")
+
+        poller.add_reader(near.fileno(), reader)
+        poller.hush_reader(near.fileno(), reader)
+        far.send(b"x")
+        poller.add_writer(near.fileno(), writable.set)
+        for _ in range(2):  # before and after the kernel is told that nobody reads
+            await writable.wait()
+            writable.clear()
+        poller.forget(near.fileno())
+        near.close()
+        far.close()
+
+    tell(story)
+
+
 def test_what_was_meant_for_a_closed_socket_is_not_told_to_the_next_of_its_number() -> None:
     async def story(poller: Poller) -> None:
         pairs = [socket.socketpair() for _ in range(2)]

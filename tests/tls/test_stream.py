@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
@@ -48,10 +50,14 @@ def run(story: Coroutine[object, object, None]) -> None:
 
 
 def tell(
-    listener: ssl.SSLContext, ca: Authority, client: Callable[[ssl.SSLSocket], None], story: Story
+    listener: ssl.SSLContext,
+    ca: Authority,
+    client: Callable[[ssl.SSLSocket], None],
+    story: Story,
+    pair: tuple[socket.socket, socket.socket] | None = None,
 ) -> None:
     """`client` in a thread, `story` with the accepted stream."""
-    near, far = socket.socketpair()
+    near, far = pair or socket.socketpair()
     near.setblocking(False)
 
     def talk() -> None:
@@ -99,6 +105,34 @@ def test_what_came_before_a_broken_end_is_delivered(listener: ssl.SSLContext, ca
         assert len(got) == 40_000
 
     tell(listener, ca, client, story)
+
+
+@pytest.mark.parametrize("how", [b"\0" * 8, b"\1\0\0\0\0\0\0\0"], ids=["without a word", "by a reset"])
+def test_a_connection_that_broke_is_gone_with_who_served_it(
+    listener: ssl.SSLContext, ca: Authority, how: bytes
+) -> None:
+    """At once: what waits for the garbage collector is memory held and, for many, time spent."""
+    left: list[weakref.ref[TlsStream]] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        near = server.accept()[0]
+
+    def client(sock: ssl.SSLSocket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+        sock.close()
+
+    async def story(stream: TlsStream) -> None:
+        left.append(weakref.ref(stream))
+        with pytest.raises(StreamClosed):
+            await stream.read()
+        stream.write(b"nobody hears it")
+
+    gc.disable()
+    try:
+        tell(listener, ca, client, story, (near, far))
+        assert left[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_close_notify_is_the_orderly_end(listener: ssl.SSLContext, ca: Authority) -> None:
@@ -201,6 +235,51 @@ def test_an_end_that_comes_with_the_handshake_is_taken_for_what_it_is(
         else:
             with pytest.raises(StreamClosed):
                 await stream.read()
+        stream.shut()
+
+    run(main())
+    far.close()
+
+
+def has_ticket(client: ssl.SSLObject) -> bool:
+    return client.session is not None and client.session.has_ticket
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["alone", "with a request"])
+def test_a_ticket_goes_with_the_answer_when_one_is_due(
+    listener: ssl.SSLContext, ca: Authority, asks: bool
+) -> None:
+    """Else at once: Nagle's algorithm keeps the first request back until something acknowledges Finished."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # shows what is sent together
+    near.setblocking(False)
+    far.setblocking(False)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        client, incoming, outgoing = in_memory(ca)
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        far.send(outgoing.read())
+        accepting = loop.create_task(tls.accept(near, listener, loop, Deadlines(loop), loop.time() + 5))
+        incoming.write(await loop.sock_recv(far, 65536))
+        client.do_handshake()
+        if asks:
+            client.write(b"request")
+        far.send(outgoing.read())
+        stream = await accepting
+        if asks:
+            assert await stream.read() == b"request"
+        else:
+            incoming.write(far.recv(65536))
+            with pytest.raises(ssl.SSLWantReadError):
+                client.read()
+            assert has_ticket(client)
+        with pytest.raises(BlockingIOError):
+            far.recv(65536)
+        stream.write(b"answer")
+        incoming.write(far.recv(65536))
+        assert client.read() == b"answer"
+        assert has_ticket(client)
         stream.shut()
 
     run(main())
