@@ -68,9 +68,12 @@ class SocketStream:
         self._outbox = bytearray()
         self._reading = False
         self._writing = False
-        self._reader: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[bytes] | None = None
+        """Who waits for the next bytes, and takes them from here when they come."""
         self._drainer: asyncio.Future[None] | None = None
         self._drain_low = 0
+        self._quiet: select.poll | None = None
+        """Asks the kernel for `is_quiet`; kept, because it costs twice as much to make as to ask."""
         self._read_deadline = inf
         self._write_patience = inf
         self._write_deadline = inf
@@ -86,22 +89,21 @@ class SocketStream:
 
     # Reading
 
-    async def read(self, deadline: float = inf) -> bytes:
+    def read(self, deadline: float = inf) -> asyncio.Future[bytes]:
         """What has arrived, at least one byte; empty at the end of the stream.
 
-        Raises StreamTimeout at `deadline` (loop time), StreamClosed when the connection broke.
+        Raises StreamTimeout at `deadline` (loop time), StreamClosed when the connection broke. A future
+        and no coroutine, which would cost half of the wait; who gives one up may lose what it brought.
         """
-        if not self._inbox and not self.ended:
+        reader = self._loop.create_future()
+        if self._inbox or self.ended:
+            reader.set_result(self.take())
+        else:
             if not self._reading:
                 self._begin_reading()
-            self._read_deadline = deadline
-            self._reader = self._loop.create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None  # its deadline goes with it, at the next sweep
-        data, self._inbox = self._inbox, b""
-        return data
+            self._read_deadline = deadline  # goes at the next sweep after the end of the wait
+            self._reader = reader
+        return reader
 
     def interrupt(self, error: Exception) -> bool:
         """End the wait of whoever reads with `error`; False when nobody does."""
@@ -132,7 +134,9 @@ class SocketStream:
         """Whether the peer has sent nothing at all, not even its end: asks the kernel, not only us."""
         if self._inbox or self.ended or self.error is not None or self._closed:
             return False
-        return not self._ask_kernel(select.POLLIN | select.POLLRDHUP)
+        if self._quiet is None:
+            self._quiet = _poll(self._fd, select.POLLIN | select.POLLRDHUP)
+        return not self._quiet.poll(0)
 
     def _begin_reading(self) -> None:
         if self.error is not None:
@@ -162,14 +166,14 @@ class SocketStream:
         if not data:
             self._end()
             return
-        if self._inbox:
-            self._inbox += data
-        else:
-            self._inbox = data
-        if self._reader is not None:
-            if not self._reader.done():
-                self._reader.set_result(None)
-        elif len(self._inbox) >= READ_LIMIT:
+        reader = self._reader
+        if reader is not None:
+            self._reader = None
+            if not reader.done():
+                reader.set_result(data)
+                return
+        self._inbox = self._inbox + data if self._inbox else data
+        if len(self._inbox) >= READ_LIMIT:
             self._pause()
 
     def _end(self) -> None:
@@ -201,7 +205,7 @@ class SocketStream:
             if self.error is not None:
                 reader.set_exception(StreamClosed(str(self.error)))
             else:
-                reader.set_result(None)
+                reader.set_result(b"")
         elif self.on_lost is not None:
             self.on_lost()
 
@@ -312,18 +316,12 @@ class SocketStream:
         """While reading is paused the loop tells nothing about the peer: ask the kernel."""
         if self.ended or self.error is not None:
             return
-        events = self._ask_kernel(select.POLLRDHUP)
+        found = _poll(self._fd, select.POLLRDHUP).poll(0)
+        events = found[0][1] if found else 0
         if events & (select.POLLERR | select.POLLHUP):
             self._break(ConnectionResetError(errno.ECONNRESET, "connection reset"))
         elif events and self.on_lost is not None:
             self.on_lost()
-
-    def _ask_kernel(self, wanted: int) -> int:
-        """Which of the events `wanted`, and of those that nobody can help wanting, there are now."""
-        poll = select.poll()
-        poll.register(self._fd, wanted)
-        found = poll.poll(0)
-        return found[0][1] if found else 0
 
     def expire_at(self, deadline: float, then: Callable[[], None] | None) -> None:
         """Have `then` called when `deadline` passes while nobody reads."""
@@ -431,3 +429,10 @@ class SocketStream:
 
     def _close_socket(self) -> None:
         self.sock.close()
+
+
+def _poll(fd: int, wanted: int) -> select.poll:
+    """For the events `wanted`, and those that nobody can help wanting."""
+    poll = select.poll()
+    poll.register(fd, wanted)
+    return poll

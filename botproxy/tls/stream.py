@@ -150,6 +150,8 @@ class TlsStream(SocketStream):
         if self._server_name is not None or self.tls.version() != "TLSv1.3":
             self._send_sealed()
         # Else our last flight holds nothing but tickets, for which nobody waits: see `check`.
+        if self._inbox:  # came behind what was read last
+            self._incoming.write(self.take())
         if self._incoming.pending or self.ended:
             if self.ended:  # the end of TCP was read as it came; whether it is one of TLS shows now
                 self.ended = False
