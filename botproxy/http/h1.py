@@ -126,23 +126,36 @@ class ClientConnection:
 
     async def _serve_one(self) -> bool:
         """Whether another request may follow."""
-        head: RequestHead | None = None
-        refusal: errors.ProxyError | None = None
+        settings = self._settings
         self._exchange, self._raw_head = None, b""
+        deadline = self._loop.time() + (settings.keep_alive if self.served else settings.head_timeout)
+        self._waiting_for_request = True
         try:
-            raw = await self._next_head()
-            if not raw:
-                return False
-            head = parse_request(raw, self._settings.head)
-        except errors.ClientError as error:
-            refusal = error
-        exchange = self._exchange = self._make_exchange(head)
-        if refusal is None and self.stream.error is not None:
-            refusal = errors.ClientGone()  # it left while this request waited behind another
-        if refusal is not None:
-            self._left_over = True
-            self._application.refuse(exchange, refusal)
+            data = await self.stream.read(deadline)
+            if data == b"\r\n":  # behind a body, as some clients send it: no request has begun
+                data = await self.stream.read(deadline)
+        except StreamTimeout:
             return False
+        finally:
+            self._waiting_for_request = False
+        if not data:
+            return False
+        self._started = monotonic()
+        self._raw_head = data
+        head = None
+        try:
+            end = data.find(b"\r\n\r\n")
+            if end > 0 and not data.startswith(b"\r\n"):  # as nearly always: all of it at once
+                raw = self._cut_head(data, end + 4)
+            elif not (raw := await self._collect_head(data, self._loop.time() + settings.head_timeout)):
+                return False
+            head = parse_request(raw, settings.head)
+            if self.stream.error is not None:
+                raise errors.ClientGone  # it left while this request waited behind another
+        except errors.ClientError as error:
+            self._refuse(head, error)
+            return False
+        exchange = self._exchange = self._make_exchange(head)
         self.stream.on_lost = self._on_lost
         if self.stream.ended:
             self._watch_half_closed(exchange, None)
@@ -157,6 +170,11 @@ class ClientConnection:
         self.stream.on_lost = None
         self._left_over = not exchange.body_complete
         return exchange.keep and exchange.finished and not self.draining
+
+    def _refuse(self, head: RequestHead | None, error: errors.ProxyError) -> None:
+        self._left_over = True
+        exchange = self._exchange = self._make_exchange(head)
+        self._application.refuse(exchange, error)
 
     def _make_exchange(self, head: RequestHead | None) -> Exchange:
         self.served += 1
@@ -174,29 +192,10 @@ class ClientConnection:
 
     # The head
 
-    async def _next_head(self) -> bytes:
-        """The next head, up to its blank line; empty when the client ends before it, or says nothing for
-        too long. Raises HeadTimeout, BadRequest, HeadTooLarge, RequestLineTooLong.
-        """
-        settings = self._settings
-        deadline = self._loop.time() + (settings.keep_alive if self.served else settings.head_timeout)
-        self._waiting_for_request = True
-        try:
-            data = await self.stream.read(deadline)
-            if data == b"\r\n":  # behind a body, as some clients send it: no request has begun
-                data = await self.stream.read(deadline)
-        except StreamTimeout:
-            return b""
-        finally:
-            self._waiting_for_request = False
-        self._started = monotonic()
-        self._raw_head = data
-        end = data.find(b"\r\n\r\n")
-        if end > 0 and not data.startswith(b"\r\n"):  # as nearly always: all of it at once
-            return self._cut_head(data, end + 4)
-        return await self._collect_head(data, self._loop.time() + settings.head_timeout) if data else b""
-
     async def _collect_head(self, data: bytes, deadline: float) -> bytes:
+        """The next head, of which `data` is there, up to its blank line; empty when the client ends before
+        that. Raises HeadTimeout, BadRequest, HeadTooLarge, RequestLineTooLong.
+        """
         limits = self._settings.head
         empty_lines = checked = 0
         while True:
