@@ -387,7 +387,7 @@ def _request_head(head: RequestHead, fields: bytes, *, keep: bool) -> bytes:
         framing += b"Transfer-Encoding: chunked\r\n"
     elif head.content_length is not None:
         framing += b"Content-Length: %d\r\n" % head.content_length
-    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.target, fields, framing)
+    return b"".join((head.method, b" ", head.target, b" HTTP/1.1\r\n", fields, framing, b"\r\n"))
 
 
 def _check_switch(head: RequestHead, response: ResponseHead) -> None:

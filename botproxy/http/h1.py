@@ -28,6 +28,7 @@ HALF_CLOSE_PATIENCE = 0.5
 """Seconds without a byte moving after which a client that closed its side counts as gone. A FIN alone
 cannot tell a client that left from one that only finished sending."""
 
+_CR = ord("\r")
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,32}) ([!-~]{1,8192}) HTTP/")
 
 
@@ -79,7 +80,7 @@ class ClientConnection:
         self._raw_head = b""
         self._watched: Exchange | None = None
         """The exchange whose client closed its side."""
-        self._oldest = loop.time() + settings.connection_age * random.uniform(0.9, 1.1)
+        self._oldest = monotonic() + settings.connection_age * random.uniform(0.9, 1.1)
         stream.set_write_patience(settings.write)
 
     async def run(self) -> None:
@@ -145,7 +146,7 @@ class ClientConnection:
         head = None
         try:
             end = data.find(b"\r\n\r\n")
-            if end > 0 and not data.startswith(b"\r\n"):  # as nearly always: all of it at once
+            if end > 0 and data[0] != _CR:  # as nearly always: all of it at once
                 raw = self._cut_head(data, end + 4)
             elif not (raw := await self._collect_head(data, self._loop.time() + settings.head_timeout)):
                 return False
@@ -186,7 +187,7 @@ class ClientConnection:
         may_keep = (
             not self.draining
             and self.served < self._settings.requests_per_connection
-            and self._loop.time() < self._oldest
+            and self._started < self._oldest
         )
         return Exchange(self.stream, self._settings, self._loop, head, self._raw_head, record, may_keep)
 

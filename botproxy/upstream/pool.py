@@ -62,7 +62,8 @@ class Pool:
             self._drop(connection, kept)
 
         stream = connection.stream
-        stream.expire_at(self._loop.time() + min(self._idle, connection.idle_limit), drop)
+        idle = self._idle if self._idle < connection.idle_limit else connection.idle_limit
+        stream.expire_at(self._loop.time() + idle, drop)
         stream.on_lost = drop
 
     def close(self) -> None:
