@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Protocol
 
 from botproxy import errors
+from botproxy.fields import Shape
 from botproxy.http.exchange import Exchange, Settings
 from botproxy.http.head import parse_request, reject_early
 from botproxy.model import Peer, Record, RequestHead, TlsInfo
@@ -78,6 +79,8 @@ class ClientConnection:
         self._started = 0.0
         """When the first byte of the head was there."""
         self._raw_head = b""
+        self._last: Shape | None = None
+        """Of the last request, if it is a familiar one."""
         self._watched: Exchange | None = None
         """The exchange whose client closed its side."""
         self._oldest = monotonic() + settings.connection_age * random.uniform(0.9, 1.1)
@@ -150,7 +153,8 @@ class ClientConnection:
                 raw = self._cut_head(data, end + 4)
             elif not (raw := await self._collect_head(data, self._loop.time() + settings.head_timeout)):
                 return False
-            head = parse_request(raw, settings.head)
+            head = parse_request(raw, settings.head, self._last)
+            self._last = head.fields.shape if head.fields.shape.familiar else None
             if self.stream.error is not None:
                 raise errors.ClientGone  # it left while this request waited behind another
         except errors.ClientError as error:

@@ -15,6 +15,7 @@ from math import inf
 from typing import Protocol
 
 from botproxy import errors
+from botproxy.fields import Shape
 from botproxy.http.body import BodyError, ChunkedDecoder, CloseDecoder, Decoder, LengthDecoder
 from botproxy.http.head import RESPONSE_HEAD_LIMIT, parse_response, reject_early_response
 from botproxy.model import ResponseHead
@@ -53,6 +54,8 @@ class UpstreamConnection:
         self._decoder: Decoder | None = None
         self._may_reuse = False
         self._got_bytes = False
+        self._last: Shape | None = None
+        """Of the last response, if it is a familiar one."""
         self._rest_waits = False
         """More has arrived than was decoded at once."""
         self._whole = b""
@@ -90,7 +93,7 @@ class UpstreamConnection:
             if end > RESPONSE_HEAD_LIMIT:
                 raise errors.BadResponse("the head is too long")
             rest = data[end + 4 :]
-            head = parse_response(data[: end + 4])
+            head = parse_response(data[: end + 4], self._last)
             if rest and len(rest) == head.content_length and _has_body(method, head.status):
                 self._whole = rest
             elif rest:
@@ -107,6 +110,7 @@ class UpstreamConnection:
         self._decoder = decoder = None if self._whole else _decoder(method, head)
         self.body_complete = decoder is None and not self._whole
         self._may_reuse = head.keep_alive and head.status != 101 and not isinstance(decoder, CloseDecoder)
+        self._last = head.fields.shape if head.fields.shape.familiar else None
         if not self.reused:
             self._note_server(head)
         return head
