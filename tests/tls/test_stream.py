@@ -207,6 +207,36 @@ def test_an_end_that_comes_with_the_handshake_is_taken_for_what_it_is(
     far.close()
 
 
+def test_what_comes_behind_the_handshake_before_anybody_looks_is_deciphered(
+    listener: ssl.SSLContext, ca: Authority
+) -> None:
+    """The end of the handshake wakes its task, which has its turn only when more has arrived."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    client, incoming, outgoing = in_memory(ca)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        stream = TlsStream(near, listener, None, loop, Deadlines(loop))
+        shaking = asyncio.create_task(stream.shake(loop.time() + 5))
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        far.send(outgoing.read())
+        incoming.write(await asyncio.to_thread(far.recv, 65536))
+        client.do_handshake()
+        far.send(outgoing.read())
+        stream._on_readable()
+        client.write(b"at once")
+        far.send(outgoing.read())
+        stream._on_readable()
+        await shaking
+        assert await stream.read() == b"at once"
+        stream.shut()
+
+    with far:
+        run(main())
+
+
 @pytest.mark.parametrize("size", [0, 1, 5, 100])
 def test_a_client_that_leaves_inside_its_hello_hears_nothing(
     listener: ssl.SSLContext, ca: Authority, size: int
