@@ -50,6 +50,14 @@ class StreamClosed(ConnectionError):
 class SocketStream:
     """A byte stream over `sock`, which it owns from now on."""
 
+    # What is seldom set stands here until then: an object of more than thirty attributes, as those of
+    # `tls.stream` would be, has a dictionary of its own, which takes time and 1.5 KiB.
+    _drainer: asyncio.Future[None] | None = None
+    _drain_low = 0
+    _end_sent = False
+    _quiet: select.poll | None = None
+    """Asks the kernel for `is_quiet`; kept, because it costs twice as much to make as to ask."""
+
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         self.sock = sock
         self.on_lost: Callable[[], None] | None = None
@@ -70,15 +78,10 @@ class SocketStream:
         self._writing = False
         self._reader: asyncio.Future[bytes] | None = None
         """Who waits for the next bytes, and takes them from here when they come."""
-        self._drainer: asyncio.Future[None] | None = None
-        self._drain_low = 0
-        self._quiet: select.poll | None = None
-        """Asks the kernel for `is_quiet`; kept, because it costs twice as much to make as to ask."""
         self._read_deadline = inf
         self._write_patience = inf
         self._write_deadline = inf
         self._write_error: OSError | None = None
-        self._end_sent = False
         self._discarding = False
         """Set by `close`: what still comes is read only to be forgotten."""
         self._closed = False

@@ -101,6 +101,18 @@ def test_what_came_before_a_broken_end_is_delivered(listener: ssl.SSLContext, ca
     tell(listener, ca, client, story)
 
 
+def test_a_stream_has_no_dictionary_of_its_own(listener: ssl.SSLContext, ca: Authority) -> None:
+    """CPython keeps at most thirty attributes without one."""
+
+    async def story(stream: TlsStream) -> None:
+        stream.write(b"hello")
+        await stream.drain()
+        assert await stream.read() == b"hello"
+        assert len(vars(stream)) <= 30
+
+    tell(listener, ca, lambda sock: sock.sendall(sock.recv(5)), story)
+
+
 def test_close_notify_is_the_orderly_end(listener: ssl.SSLContext, ca: Authority) -> None:
     def client(sock: ssl.SSLSocket) -> None:
         sock.sendall(b"last")
