@@ -27,7 +27,7 @@ _REMEMBERED = 128
 class Shape:
     """The names of a head, in order."""
 
-    __slots__ = ("cuts", "lower", "names", "places", "plans", "single", "starts")
+    __slots__ = ("cuts", "familiar", "lower", "met", "names", "places", "plans", "single", "starts")
 
     def __init__(self, names: tuple[bytes, ...]) -> None:
         self.names = names
@@ -45,6 +45,10 @@ class Shape:
         """With which its lines begin, which no other shape's do."""
         self.cuts = [slice(len(start)) for start in self.starts]
         """As long as those."""
+        self.met = 0
+        """How many heads had it."""
+        self.familiar = False
+        """Whether it has come so often that `http.head` knows it; such shapes are few, and may be held."""
         self.plans: dict[object, Any] = {}
         """What others have worked out from it, each under itself; it goes when the shape goes."""
 
@@ -79,6 +83,7 @@ class Fields:
             shape = _shape(names)
             if _is_usual(names):
                 recent[len(lines)] = shape
+        shape.met += 1
         return cls(lines, shape)
 
     def sole(self, name: bytes) -> bytes | None:

@@ -5,8 +5,7 @@ Wire bytes stay `bytes`. Nothing here does I/O or decides anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from botproxy.fields import Fields
 
@@ -65,7 +64,8 @@ class Peer:
     """Whether it is one of `trusted_proxies`."""
 
 
-class TlsInfo(NamedTuple):
+@dataclass(slots=True)
+class TlsInfo:
     """What a handshake agreed on."""
 
     version: str
@@ -76,6 +76,8 @@ class TlsInfo(NamedTuple):
     """Seconds from the first byte of the hello to the end of the handshake."""
     hsts: bool
     """Whether the certificate served is one that HSTS may be promised for."""
+    shown: str = field(default="", init=False, compare=False)
+    """How the log shows it, once it has."""
 
 
 class Record:

@@ -1,7 +1,7 @@
 """One request from its head to its last byte: the table of contents of this program.
 
 `Proxy.handle` asks the guards in order; each returns or raises. A request goes
-down once and comes up once; the only arrow back is `_forward`'s second try on a
+down once and comes up once; the only arrow back is the second try of `handle` on a
 fresh connection, when a kept one turned out to be dead before it gave a byte.
 Every failure ends in `_fail`, every request in one record.
 
@@ -117,7 +117,14 @@ class Proxy:
             if head.content_length:
                 exchange.admit_body()
             fields = self._toward_bot.block(head, peer, record.client, b"https", record.id)
-            await self._forward(exchange, self._bots[route.upstream], fields, kept)
+            bot = self._bots[route.upstream]
+            try:
+                connection = bot.pool.take(kept) or await self._connect(record, bot)
+                await self._converse(exchange, bot, connection, fields, kept)
+            except errors.UpstreamError as error:
+                if not record.reused or not _may_repeat(head, error):
+                    raise
+                await self._converse(exchange, bot, await self._connect(record, bot), fields, kept)
         except errors.ProxyError as error:
             self._fail(exchange, error)
         except asyncio.CancelledError:
@@ -144,25 +151,6 @@ class Proxy:
 
     # Toward the bot
 
-    async def _forward(self, exchange: Exchange, bot: _Bot, fields: bytes, kept: dict[str, Kept]) -> None:
-        connection = bot.pool.take(kept)
-        if connection is not None:
-            try:
-                await self._converse(exchange, bot, connection, fields, kept)
-                return
-            except errors.UpstreamError as error:
-                head = exchange.head
-                if (
-                    error.retry is errors.Retry.NO
-                    or head is None
-                    or head.method not in _REPEATABLE
-                    or head.has_body
-                    or head.websocket_key
-                ):
-                    raise
-        connection = await self._connect(exchange.record, bot)
-        await self._converse(exchange, bot, connection, fields, kept)
-
     async def _connect(self, record: Record, bot: _Bot) -> UpstreamConnection:
         started = monotonic()
         try:
@@ -186,20 +174,28 @@ class Proxy:
         upload = None
         started = monotonic()
         try:
-            upload = self._send(exchange, connection, _request_head(head, fields, keep=bot.pool.keeps))
-            if upload is None:
+            raw_head = _request_head(head, fields, keep=bot.pool.keeps)
+            connection.begin()
+            if exchange.body_complete:
+                connection.stream.write(raw_head)
+                connection.request_sent = True
                 deadline = self._loop.time() + self._response_patience
-                response = await connection.read_head(head.method, exchange.send_continue, lambda: deadline)
-            else:
-                response = await connection.read_head(
-                    head.method, upload.on_continue, upload.response_deadline
-                )
+            else:  # the rest of the body goes beside the response
+                upload = _Upload(exchange, connection, self._loop, self._response_patience)
+                upload.start(raw_head)
+                deadline = upload.response_deadline()
+            response = await connection.read_head(head.method, deadline, upload)
             record.upstream_seconds = monotonic() - started
             if response.status == 101:
                 _check_switch(head, response)
                 await self._tunnel(exchange, connection, response)
             else:
-                await self._respond(exchange, connection, response, upload)
+                self._begin_response(exchange, connection, response)
+                if not connection.body_complete:
+                    await self._stream_body(exchange, connection, upload)
+                exchange.finish()
+                if not exchange.stream.is_clear():
+                    await exchange.drain()
         except BaseException:
             record.upstream_seconds = record.upstream_seconds or monotonic() - started
             connection.abort()
@@ -212,36 +208,15 @@ class Proxy:
         else:
             bot.pool.give_back(connection, kept)
 
-    def _send(self, exchange: Exchange, connection: UpstreamConnection, raw_head: bytes) -> _Upload | None:
-        """Send the head and what of the body has arrived; the rest of the body goes beside the response."""
-        head = exchange.head
-        assert head is not None
-        connection.begin()
-        if exchange.body_complete:
-            connection.stream.write(raw_head)
-            connection.request_sent = True
-            return None
-        upload = _Upload(exchange, connection, self._loop, self._response_patience)
-        upload.start(raw_head)
-        return upload
-
     # From the bot
 
-    async def _respond(
-        self,
-        exchange: Exchange,
-        connection: UpstreamConnection,
-        response: ResponseHead,
-        upload: _Upload | None,
+    def _begin_response(
+        self, exchange: Exchange, connection: UpstreamConnection, response: ResponseHead
     ) -> None:
+        """Send the head and what of the body has arrived."""
         exchange.send_head(response.status, self._fields(exchange, response.fields), response.content_length)
         if not connection.body_complete:
             exchange.send_body(connection.take_body())
-            if not connection.body_complete:
-                await self._stream_body(exchange, connection, upload)
-        exchange.finish()
-        if not exchange.stream.is_clear():
-            await exchange.drain()
 
     async def _stream_body(
         self, exchange: Exchange, connection: UpstreamConnection, upload: _Upload | None
@@ -398,13 +373,23 @@ class _Upload:
         self._connection.stream.interrupt(error)
 
 
+def _may_repeat(head: RequestHead, error: errors.UpstreamError) -> bool:
+    """Whether a request for which a kept connection was dead may be sent again."""
+    return (
+        error.retry is not errors.Retry.NO
+        and head.method in _REPEATABLE
+        and not head.has_body
+        and head.websocket_key is None
+    )
+
+
 def _request_head(head: RequestHead, fields: bytes, *, keep: bool) -> bytes:
     framing = b"" if keep or head.websocket_key else b"Connection: close\r\n"
     if head.chunked:
         framing += b"Transfer-Encoding: chunked\r\n"
     elif head.content_length is not None:
         framing += b"Content-Length: %d\r\n" % head.content_length
-    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.target, fields, framing)
+    return b"".join((head.method, b" ", head.target, b" HTTP/1.1\r\n", fields, framing, b"\r\n"))
 
 
 def _check_switch(head: RequestHead, response: ResponseHead) -> None:

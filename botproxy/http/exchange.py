@@ -224,18 +224,15 @@ class Exchange:
         elif not minor:
             framing += b"Connection: keep-alive\r\n"
         self.keep = keep
-        self._hold(b"%b%b%b\r\n" % (status_line(status), block, framing))
+        self._held = b"".join((status_line(status), block, framing, b"\r\n"))
 
     def send_body(self, data: bytes) -> None:
         """A piece of the response body, kept back until `flush`, `drain` or `finish`."""
         if data and not self._without_body:
             self.record.bytes_out += len(data)
-            self._hold(chunk(data) if self._chunked else data)
-
-    def _hold(self, data: bytes) -> None:
-        self._held = held = self._held + data if self._held else data
-        if len(held) >= HELD_LIMIT:
-            self.flush()
+            self._held += chunk(data) if self._chunked else data
+            if len(self._held) >= HELD_LIMIT:
+                self.flush()
 
     def flush(self) -> None:
         """Give the client what is held back."""

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Protocol
 
 from botproxy import errors
+from botproxy.fields import Shape
 from botproxy.http.exchange import Exchange, Settings
 from botproxy.http.head import parse_request, reject_early
 from botproxy.model import Peer, Record, RequestHead, TlsInfo
@@ -28,6 +29,7 @@ HALF_CLOSE_PATIENCE = 0.5
 """Seconds without a byte moving after which a client that closed its side counts as gone. A FIN alone
 cannot tell a client that left from one that only finished sending."""
 
+_CR = ord("\r")
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,32}) ([!-~]{1,8192}) HTTP/")
 
 
@@ -77,9 +79,11 @@ class ClientConnection:
         self._started = 0.0
         """When the first byte of the head was there."""
         self._raw_head = b""
+        self._last: Shape | None = None
+        """Of the last request, if it is a familiar one."""
         self._watched: Exchange | None = None
         """The exchange whose client closed its side."""
-        self._oldest = loop.time() + settings.connection_age * random.uniform(0.9, 1.1)
+        self._oldest = monotonic() + settings.connection_age * random.uniform(0.9, 1.1)
         stream.set_write_patience(settings.write)
 
     async def run(self) -> None:
@@ -127,23 +131,37 @@ class ClientConnection:
 
     async def _serve_one(self) -> bool:
         """Whether another request may follow."""
-        head: RequestHead | None = None
-        refusal: errors.ProxyError | None = None
+        settings = self._settings
         self._exchange, self._raw_head = None, b""
+        deadline = self._loop.time() + (settings.keep_alive if self.served else settings.head_timeout)
+        self._waiting_for_request = True
         try:
-            raw = await self._next_head()
-            if not raw:
-                return False
-            head = parse_request(raw, self._settings.head)
-        except errors.ClientError as error:
-            refusal = error
-        exchange = self._exchange = self._make_exchange(head)
-        if refusal is None and self.stream.error is not None:
-            refusal = errors.ClientGone()  # it left while this request waited behind another
-        if refusal is not None:
-            self._left_over = True
-            self._application.refuse(exchange, refusal)
+            data = await self.stream.read(deadline)
+            if data == b"\r\n":  # behind a body, as some clients send it: no request has begun
+                data = await self.stream.read(deadline)
+        except StreamTimeout:
             return False
+        finally:
+            self._waiting_for_request = False
+        if not data:
+            return False
+        self._started = monotonic()
+        self._raw_head = data
+        head = None
+        try:
+            end = data.find(b"\r\n\r\n")
+            if end > 0 and data[0] != _CR:  # as nearly always: all of it at once
+                raw = self._cut_head(data, end + 4)
+            elif not (raw := await self._collect_head(data, self._loop.time() + settings.head_timeout)):
+                return False
+            head = parse_request(raw, settings.head, self._last)
+            self._last = head.fields.shape if head.fields.shape.familiar else None
+            if self.stream.error is not None:
+                raise errors.ClientGone  # it left while this request waited behind another
+        except errors.ClientError as error:
+            self._refuse(head, error)
+            return False
+        exchange = self._exchange = self._make_exchange(head)
         self.stream.on_lost = self._on_lost
         if self.stream.ended:
             self._watch_half_closed(exchange, None)
@@ -159,6 +177,11 @@ class ClientConnection:
         self._left_over = not exchange.body_complete
         return exchange.keep and exchange.finished and not self.draining
 
+    def _refuse(self, head: RequestHead | None, error: errors.ProxyError) -> None:
+        self._left_over = True
+        exchange = self._exchange = self._make_exchange(head)
+        self._application.refuse(exchange, error)
+
     def _make_exchange(self, head: RequestHead | None) -> Exchange:
         self.served += 1
         record = Record("", self.peer, self.peer.address, self._started, self.tls, self.served == 1)
@@ -169,35 +192,16 @@ class ClientConnection:
         may_keep = (
             not self.draining
             and self.served < self._settings.requests_per_connection
-            and self._loop.time() < self._oldest
+            and self._started < self._oldest
         )
         return Exchange(self.stream, self._settings, self._loop, head, self._raw_head, record, may_keep)
 
     # The head
 
-    async def _next_head(self) -> bytes:
-        """The next head, up to its blank line; empty when the client ends before it, or says nothing for
-        too long. Raises HeadTimeout, BadRequest, HeadTooLarge, RequestLineTooLong.
-        """
-        settings = self._settings
-        deadline = self._loop.time() + (settings.keep_alive if self.served else settings.head_timeout)
-        self._waiting_for_request = True
-        try:
-            data = await self.stream.read(deadline)
-            if data == b"\r\n":  # behind a body, as some clients send it: no request has begun
-                data = await self.stream.read(deadline)
-        except StreamTimeout:
-            return b""
-        finally:
-            self._waiting_for_request = False
-        self._started = monotonic()
-        self._raw_head = data
-        end = data.find(b"\r\n\r\n")
-        if end > 0 and not data.startswith(b"\r\n"):  # as nearly always: all of it at once
-            return self._cut_head(data, end + 4)
-        return await self._collect_head(data, self._loop.time() + settings.head_timeout) if data else b""
-
     async def _collect_head(self, data: bytes, deadline: float) -> bytes:
+        """The next head, of which `data` is there, up to its blank line; empty when the client ends before
+        that. Raises HeadTimeout, BadRequest, HeadTooLarge, RequestLineTooLong.
+        """
         limits = self._settings.head
         empty_lines = checked = 0
         while True:

@@ -4,7 +4,8 @@ A strict scanner takes the canonical form that nearly every message has, a secon
 the same with spaces and tabs around values. What neither takes goes to h11, the grammar,
 between two strict layers: `_reject_raw` before it (line ends, controls, folding), the
 semantic checks after it. All ways end in the same checks, so that scanners decide speed,
-never meaning.
+never meaning. A sender of whom one head is known most probably sends another of the same
+shape: for shapes that come often the strict scanner is made once more, with their names in it.
 
 Pure: complete heads in, `RequestHead` or `ResponseHead` out. Collecting the bytes
 of a head is `http.h1`'s and `upstream.connection`'s.
@@ -20,13 +21,18 @@ from functools import lru_cache
 import h11
 
 from botproxy import errors
-from botproxy.fields import Fields, Recent
+from botproxy.fields import Fields, Recent, Shape
 from botproxy.model import RequestHead, ResponseHead
 
 RESPONSE_HEAD_LIMIT = 64 * 1024
 RESPONSE_FIELDS_LIMIT = 200
+OFTEN = 100
+"""Heads of one shape until that is worth a scanner of its own, so that nobody has many made for little."""
+FAMILIAR = 64
+"""Shapes that get one in the life of a process, of requests and of responses: 1 MiB at most."""
 
-_LINE = rb"[A-Za-z0-9-]++: [!-~\x80-\xff][\t -~\x80-\xff]*+(?<![ \t])\r\n"
+_VALUE = rb"[!-~\x80-\xff][\t -~\x80-\xff]*+(?<![ \t])"
+_LINE = rb"[A-Za-z0-9-]++: " + _VALUE + rb"\r\n"
 _LOOSE_LINE = rb"[A-Za-z0-9-]++:[\t -~\x80-\xff]*+\r\n"
 _START = rb"([A-Z]{1,32}+) (/[!\"$-\[\]-~]*+) HTTP/1\.([01])\r\n"
 _STATUS = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t -~\x80-\xff]*+)?\r\n"
@@ -40,6 +46,7 @@ _METHOD = re.compile(rb"[A-Z][A-Z0-9_-]{0,31}")
 _PATH = re.compile(rb"/[!\"$-\[\]-~]*")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?#\\@]+)((?:[/?][!\"$-\[\]-~]*)?)")
 _NAME = re.compile(rb"[A-Za-z0-9_-]+")
+_USUAL_NAME = re.compile(rb"[A-Za-z0-9-]+")
 _HOST = re.compile(rb"([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 _LENGTH_DIGITS = 18
 _ZERO = ord("0")
@@ -68,22 +75,58 @@ class HeadLimits:
     """Bytes."""
 
 
+class _Familiar:
+    """Strict scanners for heads of one shape each, which also take them apart.
+
+    What such a one takes the strict scanner for all shapes takes too, and means the same by it. One costs as
+    much to make as some heads to read, and some KiB.
+    """
+
+    def __init__(self, start: bytes) -> None:
+        self._start = start
+        self._left = FAMILIAR
+
+    def learn(self, shape: Shape) -> None:
+        """`shape` has come often."""
+        if self._left and all(map(_USUAL_NAME.fullmatch, shape.names)):
+            self._left -= 1
+            lines = [b"(" + re.escape(start) + _VALUE + rb")\r\n" for start in shape.starts]
+            shape.plans[self] = re.compile(self._start + b"".join(lines) + rb"\r\n")
+            shape.familiar = True
+
+    def match(self, head: bytes, shape: Shape) -> re.Match[bytes] | None:
+        """The groups of the start line, then each line; None for any other head."""
+        pattern: re.Pattern[bytes] | None = shape.plans.get(self)
+        return None if pattern is None else pattern.fullmatch(head)
+
+
+_familiar_requests = _Familiar(_START)
+_familiar_responses = _Familiar(_STATUS)
+
+
 # Requests
 
 
-def parse_request(head: bytes, limits: HeadLimits) -> RequestHead:
-    """The meaning of a complete request head, blank line included. Raises errors.ClientError."""
-    match = _REQUEST.fullmatch(head)
-    if match is not None:
+def parse_request(head: bytes, limits: HeadLimits, last: Shape | None = None) -> RequestHead:
+    """The meaning of a complete request head, blank line included. Raises errors.ClientError.
+
+    `last`: the shape of the last head from the same sender, if that is familiar.
+    """
+    if last is not None and (match := _familiar_requests.match(head, last)) is not None:
+        method, target, minor, *lines = match.groups()
+        fields = Fields(lines, last)
+    elif (match := _REQUEST.fullmatch(head)) is not None:
         method, target, minor, block = match.groups()
+        fields = Fields.scanned(block, _recent_requests)
+        if fields.shape.met == OFTEN:
+            _familiar_requests.learn(fields.shape)
     elif (match := _LOOSE_REQUEST.fullmatch(head)) is not None:
         method, target, minor, block = match.groups()
-        block = _tidied(block)
+        fields = Fields.scanned(_tidied(block), _recent_requests)
     else:
         return _parse_unusual_request(head, limits)
     if len(target) > limits.request_line - len(method) - 10:
         raise errors.RequestLineTooLong
-    fields = Fields.scanned(block, _recent_requests)
     if len(fields.lines) > limits.fields:
         raise errors.HeadTooLarge("too many fields")
     if method in _NOT_SERVED:
@@ -266,17 +309,24 @@ def _websocket_key(method: bytes, minor: int, fields: Fields, body: bool) -> byt
 # Responses
 
 
-def parse_response(head: bytes) -> ResponseHead:
-    """The meaning of a complete response head, blank line included. Raises errors.BadResponse."""
-    match = _RESPONSE.fullmatch(head)
-    if match is not None:
+def parse_response(head: bytes, last: Shape | None = None) -> ResponseHead:
+    """The meaning of a complete response head, blank line included. Raises errors.BadResponse.
+
+    `last`: as for a request.
+    """
+    if last is not None and (match := _familiar_responses.match(head, last)) is not None:
+        minor, status, *lines = match.groups()
+        fields = Fields(lines, last)
+    elif (match := _RESPONSE.fullmatch(head)) is not None:
         minor, status, block = match.groups()
+        fields = Fields.scanned(block, _recent_responses)
+        if fields.shape.met == OFTEN:
+            _familiar_responses.learn(fields.shape)
     elif (match := _LOOSE_RESPONSE.fullmatch(head)) is not None:
         minor, status, block = match.groups()
-        block = _tidied(block)
+        fields = Fields.scanned(_tidied(block), _recent_responses)
     else:
         return _response(*_parse_unusual_response(head))
-    fields = Fields.scanned(block, _recent_responses)
     if len(fields.lines) > RESPONSE_FIELDS_LIMIT:
         raise errors.BadResponse("too many fields")
     return _response(1 if minor == b"1" else 0, int(status), fields)

@@ -49,6 +49,14 @@ class StreamClosed(ConnectionError):
 class SocketStream:
     """A byte stream over `sock`, which it owns from now on."""
 
+    # What is seldom set stands here until then: an object of more than thirty attributes, as those of
+    # `tls.stream` would be, has a dictionary of its own, which takes time and 1.5 KiB.
+    _drainer: asyncio.Future[None] | None = None
+    _drain_low = 0
+    _end_sent = False
+    _quiet: select.poll | None = None
+    """Asks the kernel for `is_quiet`; kept, because it costs twice as much to make as to ask."""
+
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         self.sock = sock
         self.on_lost: Callable[[], None] | None = None
@@ -67,14 +75,12 @@ class SocketStream:
         self._outbox = bytearray()
         self._reading = False
         self._writing = False
-        self._reader: asyncio.Future[None] | None = None
-        self._drainer: asyncio.Future[None] | None = None
-        self._drain_low = 0
+        self._reader: asyncio.Future[bytes] | None = None
+        """Who waits for the next bytes, and takes them from here when they come."""
         self._read_deadline = inf
         self._write_patience = inf
         self._write_deadline = inf
         self._write_error: OSError | None = None
-        self._end_sent = False
         self._discarding = False
         """Set by `close`: what still comes is read only to be forgotten."""
         self._closed = False
@@ -85,26 +91,25 @@ class SocketStream:
 
     # Reading
 
-    async def read(self, deadline: float = inf) -> bytes:
+    def read(self, deadline: float = inf) -> asyncio.Future[bytes]:
         """What has arrived, at least one byte; empty at the end of the stream.
 
-        Raises StreamTimeout at `deadline` (loop time), StreamClosed when the connection broke.
+        Raises StreamTimeout at `deadline` (loop time), StreamClosed when the connection broke. A future
+        and no coroutine, which would cost half of the wait; who gives one up may lose what it brought.
         """
-        if not self._inbox and not self.ended:
+        reader = self._loop.create_future()
+        if self._inbox or self.ended:
+            reader.set_result(self.take())
+        else:
             if not self._reading:
                 self._begin_reading()
-            self._read_deadline = deadline
-            self._reader = self._loop.create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None  # its deadline goes with it, at the next sweep
-        data, self._inbox = self._inbox, b""
-        return data
+            self._read_deadline = deadline  # goes at the next sweep after the end of the wait
+            self._reader = reader
+        return reader
 
     def interrupt(self, error: Exception) -> bool:
         """End the wait of whoever reads with `error`; False when nobody does."""
-        reader = self._reader
+        reader, self._reader = self._reader, None
         if reader is None or reader.done():
             return False
         reader.set_exception(error)
@@ -131,7 +136,9 @@ class SocketStream:
         """Whether the peer has sent nothing at all, not even its end: asks the kernel, not only us."""
         if self._inbox or self.ended or self.error is not None or self._closed:
             return False
-        return not self._ask_kernel(select.POLLIN | select.POLLRDHUP)
+        if self._quiet is None:
+            self._quiet = _poll(self._fd, select.POLLIN | select.POLLRDHUP)
+        return not self._quiet.poll(0)
 
     def _begin_reading(self) -> None:
         if self.error is not None:
@@ -161,14 +168,14 @@ class SocketStream:
         if not data:
             self._end()
             return
-        if self._inbox:
-            self._inbox += data
-        else:
-            self._inbox = data
-        if self._reader is not None:
-            if not self._reader.done():
-                self._reader.set_result(None)
-        elif len(self._inbox) >= READ_LIMIT:
+        reader = self._reader
+        if reader is not None:
+            self._reader = None
+            if not reader.done():
+                reader.set_result(data)
+                return
+        self._inbox = self._inbox + data if self._inbox else data
+        if len(self._inbox) >= READ_LIMIT:
             self._pause()
 
     def _end(self) -> None:
@@ -195,12 +202,12 @@ class SocketStream:
                 self._drainer.set_exception(StreamClosed(str(error)))
 
     def _wake_or_tell(self) -> None:
-        reader = self._reader
+        reader, self._reader = self._reader, None
         if reader is not None and not reader.done():
             if self.error is not None:
                 reader.set_exception(StreamClosed(str(self.error)))
             else:
-                reader.set_result(None)
+                reader.set_result(b"")
         elif self.on_lost is not None:
             self.on_lost()
 
@@ -314,18 +321,12 @@ class SocketStream:
         """While reading is paused the loop tells nothing about the peer: ask the kernel."""
         if self.ended or self.error is not None:
             return
-        events = self._ask_kernel(select.POLLRDHUP)
+        found = _poll(self._fd, select.POLLRDHUP).poll(0)
+        events = found[0][1] if found else 0
         if events & (select.POLLERR | select.POLLHUP):
             self._break(ConnectionResetError(errno.ECONNRESET, "connection reset"))
         elif events and self.on_lost is not None:
             self.on_lost()
-
-    def _ask_kernel(self, wanted: int) -> int:
-        """Which of the events `wanted`, and of those that nobody can help wanting, there are now."""
-        poll = select.poll()
-        poll.register(self._fd, wanted)
-        found = poll.poll(0)
-        return found[0][1] if found else 0
 
     def expire_at(self, deadline: float, then: Callable[[], None] | None) -> None:
         """Have `then` called when `deadline` passes while nobody reads."""
@@ -390,7 +391,8 @@ class SocketStream:
         self._poller.forget(self._fd)
         self._deadlines.forget(self)
         self.on_lost = self.on_expired = None
-        for waiter in (self._reader, self._drainer):
+        reader, self._reader = self._reader, None  # an error kept here would be a circle, see `_break`
+        for waiter in (reader, self._drainer):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(StreamClosed("closed"))
         self._close_socket()
@@ -434,3 +436,10 @@ class SocketStream:
 
     def _close_socket(self) -> None:
         self.sock.close()
+
+
+def _poll(fd: int, wanted: int) -> select.poll:
+    """For the events `wanted`, and those that nobody can help wanting."""
+    poll = select.poll()
+    poll.register(fd, wanted)
+    return poll

@@ -27,12 +27,13 @@ def line(record: Record, now_wall: float) -> bytes:
     what = _usual_what if len(record.target) <= _USUAL_TARGET else _what
     where = ""
     if record.route:
+        hold = _ms(record.hold) if record.hold else "0.0"
         where = (
             f"{_where(record.route, record.upstream, record.reused)}"
-            f',"hold_ms":{_ms(record.hold)},"upstream_ms":{_ms(record.upstream_seconds)}'
+            f',"hold_ms":{hold},"upstream_ms":{_ms(record.upstream_seconds)}'
         )
     tls = record.tls
-    how = "" if tls is None else _agreed(tls)
+    how = "" if tls is None else tls.shown or _agreed(tls)
     if tls is not None and record.first_on_connection:
         how += f',"handshake_ms":{_ms(tls.handshake)}'
     if record.error is not None or record.detail is not None or record.tunnel:
@@ -42,7 +43,7 @@ def line(record: Record, now_wall: float) -> bytes:
         f"{what(record.client, record.peer.address, record.method, record.target)}"
         f',"status":{record.status},"bytes_in":{record.bytes_in},"bytes_out":{record.bytes_out}'
         f'{where},"total_ms":{_ms(record.total)}{how}}}\n'
-    ).encode("ascii")
+    ).encode()
 
 
 def handshake_line(client: str, sni: str | None, reason: str, seconds: float, now_wall: float) -> bytes:
@@ -94,11 +95,12 @@ def _what(client: str, peer: str, method: bytes, target: bytes) -> str:
 _usual_what = lru_cache(maxsize=1024)(_what)
 
 
-@lru_cache(maxsize=1024)
 def _agreed(tls: TlsInfo) -> str:
+    """What all lines of a connection say of it; remembered there."""
     name = f',"sni":{_text(tls.sni)}' if tls.sni is not None else ""
     resumed = "true" if tls.resumed else "false"
-    return f',"tls":{_text(tls.version)},"cipher":{_text(tls.cipher)}{name},"resumed":{resumed}'
+    tls.shown = f',"tls":{_text(tls.version)},"cipher":{_text(tls.cipher)}{name},"resumed":{resumed}'
+    return tls.shown
 
 
 @lru_cache(maxsize=1024)

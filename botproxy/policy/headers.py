@@ -125,7 +125,7 @@ class TowardBot:
             *compress(fields.lines, passing),
             *(_EXPECT if head.expects_continue else ()),
             about,
-            b"X-Request-ID: " + request_id.encode("ascii"),
+            b"X-Request-ID: " + request_id.encode(),
             b"",
         ]
         block = b"\r\n".join(lines)

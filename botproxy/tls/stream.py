@@ -138,6 +138,8 @@ class TlsStream(SocketStream):
         while not complete:
             complete = self._take(await self.read(deadline))
         self._established = True
+        if self._inbox:  # came behind what was read last
+            self._incoming.write(self.take())
         # The last flight of TLS 1.3 holds nothing but tickets: they go with our first answer, which spares
         # a packet, if more has come. Else at once: a client with Nagle's algorithm that waits for somebody
         # to acknowledge its own last flight would keep its request back until then.

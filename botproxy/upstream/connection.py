@@ -11,10 +11,11 @@ Before: `upstream.pool`. After: the bot.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from math import inf
+from typing import Protocol
 
 from botproxy import errors
+from botproxy.fields import Shape
 from botproxy.http.body import BodyError, ChunkedDecoder, CloseDecoder, Decoder, LengthDecoder
 from botproxy.http.head import RESPONSE_HEAD_LIMIT, parse_response, reject_early_response
 from botproxy.model import ResponseHead
@@ -24,6 +25,16 @@ INTERIM_LIMIT = 10
 """1xx responses before the final one."""
 GUNICORN_IDLE = 1.5
 """gunicorn closes kept connections after 2 s and says so nowhere but in its name; we must be first."""
+
+
+class Upload(Protocol):
+    """A request body on its way, beside the response."""
+
+    def response_deadline(self) -> float:
+        """Loop time until which the response head must come. Raises what ended the upload."""
+
+    def on_continue(self) -> None:
+        """The bot wants the body."""
 
 
 class UpstreamConnection:
@@ -43,6 +54,8 @@ class UpstreamConnection:
         self._decoder: Decoder | None = None
         self._may_reuse = False
         self._got_bytes = False
+        self._last: Shape | None = None
+        """Of the last response, if it is a familiar one."""
         self._rest_waits = False
         """More has arrived than was decoded at once."""
         self._whole = b""
@@ -59,30 +72,28 @@ class UpstreamConnection:
 
     # The response
 
-    async def read_head(
-        self, method: bytes, on_continue: Callable[[], None], deadline: Callable[[], float]
-    ) -> ResponseHead:
-        """The final response head; `on_continue` is called for a 100, other interim responses are dropped.
+    async def read_head(self, method: bytes, deadline: float, upload: Upload | None = None) -> ResponseHead:
+        """The final response head; `upload` is told of a 100, other interim responses are dropped.
 
-        `deadline` gives the loop time until which to wait, asked before each read. Raises
-        BadResponse, UpstreamClosed, ResponseTimeout.
+        `deadline`: loop time until which to wait; `upload` is asked for another one before each further
+        read. Raises BadResponse, UpstreamClosed, ResponseTimeout.
         """
         interim = 0
         while True:
             try:
-                data = await self.stream.read(deadline())
+                data = await self.stream.read(deadline)
             except StreamTimeout:
                 raise errors.ResponseTimeout from None
             except StreamClosed:
                 raise self._closed_early() from None
             end = data.find(b"\r\n\r\n") if data else -1
             if end < 0:  # seldom: in pieces
-                data, end = await self._collect_head(data, deadline)
+                data, end = await self._collect_head(data, deadline, upload)
             self._got_bytes = True
             if end > RESPONSE_HEAD_LIMIT:
                 raise errors.BadResponse("the head is too long")
             rest = data[end + 4 :]
-            head = parse_response(data[: end + 4])
+            head = parse_response(data[: end + 4], self._last)
             if rest and len(rest) == head.content_length and _has_body(method, head.status):
                 self._whole = rest
             elif rest:
@@ -92,18 +103,24 @@ class UpstreamConnection:
             interim += 1
             if interim > INTERIM_LIMIT:
                 raise errors.BadResponse("too many interim responses")
-            if head.status == 100:
-                on_continue()
+            if upload is not None:
+                if head.status == 100:
+                    upload.on_continue()
+                deadline = upload.response_deadline()
         self._decoder = decoder = None if self._whole else _decoder(method, head)
         self.body_complete = decoder is None and not self._whole
         self._may_reuse = head.keep_alive and head.status != 101 and not isinstance(decoder, CloseDecoder)
+        self._last = head.fields.shape if head.fields.shape.familiar else None
         if not self.reused:
-            for server in head.fields.values(b"server"):
-                if server.lower().startswith(b"gunicorn"):
-                    self.idle_limit = GUNICORN_IDLE
+            self._note_server(head)
         return head
 
-    async def _collect_head(self, data: bytes, deadline: Callable[[], float]) -> tuple[bytes, int]:
+    def _note_server(self, head: ResponseHead) -> None:
+        for server in head.fields.values(b"server"):
+            if server.lower().startswith(b"gunicorn"):
+                self.idle_limit = GUNICORN_IDLE
+
+    async def _collect_head(self, data: bytes, deadline: float, upload: Upload | None) -> tuple[bytes, int]:
         """`data` and more, until there is a blank line; and where that begins."""
         more = data
         checked = 0
@@ -116,8 +133,10 @@ class UpstreamConnection:
                 return data, end
             reject_early_response(data, checked)
             checked = len(data)
+            if upload is not None:
+                deadline = upload.response_deadline()
             try:
-                more = await self.stream.read(deadline())
+                more = await self.stream.read(deadline)
             except StreamTimeout:
                 raise errors.ResponseTimeout from None
             except StreamClosed:

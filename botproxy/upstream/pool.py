@@ -9,7 +9,6 @@ another's problem; the bot is near, so it is not the default.
 from __future__ import annotations
 
 import asyncio
-from math import inf
 from typing import Literal
 
 from botproxy.http.h1 import Kept
@@ -42,8 +41,7 @@ class Pool:
         """A connection that may carry a request now; `kept` are the client's own."""
         while (connection := self._pop(kept)) is not None:
             stream = connection.stream
-            stream.expire_at(inf, None)
-            stream.on_lost = None
+            stream.on_lost = stream.on_expired = None
             if stream.is_quiet():  # the bot said nothing and did not leave
                 connection.reused = True
                 return connection
@@ -64,7 +62,8 @@ class Pool:
             self._drop(connection, kept)
 
         stream = connection.stream
-        stream.expire_at(self._loop.time() + min(self._idle, connection.idle_limit), drop)
+        idle = self._idle if self._idle < connection.idle_limit else connection.idle_limit
+        stream.expire_at(self._loop.time() + idle, drop)
         stream.on_lost = drop
 
     def close(self) -> None:

@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from botproxy import errors
+from botproxy.fields import Fields
 from botproxy.http import head as module
-from botproxy.http.head import HeadLimits, parse_host, parse_request, parse_response, reject_early
+from botproxy.http.head import (
+    FAMILIAR,
+    OFTEN,
+    HeadLimits,
+    parse_host,
+    parse_request,
+    parse_response,
+    reject_early,
+)
 
 LIMITS = HeadLimits(head=16 * 1024, fields=100, request_line=8 * 1024)
 
@@ -258,6 +267,84 @@ def test_whatever_the_scanner_accepts_h11_accepts_with_the_same_meaning(
 
 def response(*lines: bytes, line: bytes = b"HTTP/1.1 200 OK") -> bytes:
     return b"\r\n".join([line, *lines, b"", b""])
+
+
+# Familiar shapes
+
+
+@pytest.fixture
+def unfamiliar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is familiar yet, and as much as a test wants may become so."""
+    monkeypatch.setattr(module, "_familiar_requests", module._Familiar(module._START))
+    monkeypatch.setattr(module, "_familiar_responses", module._Familiar(module._STATUS))
+
+
+@given(_methods, _targets, st.lists(st.tuples(_names, _values), max_size=5), st.data())
+def test_a_familiar_shape_changes_no_meaning(
+    method: bytes, target: bytes, pairs: list[tuple[bytes, bytes]], data: st.DataObject
+) -> None:
+    """The scanner made for a shape is asked of heads that are of this shape, nearly so, and not at all."""
+    lines = [name + b": " + value + b"\r\n" for name, value in pairs]
+    at = data.draw(st.integers(0, len(lines)))
+    lines[at : at + data.draw(st.integers(0, 1))] = data.draw(st.lists(_line, max_size=1))
+    end = b"".join(lines) + b"\r\n"
+    shape = Fields.of((b"Host", b"x"), *pairs).shape
+    familiar = module._Familiar(module._START)
+    familiar.learn(shape)
+    raw = b"%b %b HTTP/1.1\r\nHost: bot.example\r\n%b" % (method, target, end)
+    match = familiar.match(raw, shape)
+    strict = module._REQUEST.fullmatch(raw)
+    if match is not None:
+        assert strict is not None
+        *start, block = strict.groups()
+        fields = Fields.scanned(block, {})
+        assert (start, fields.shape.names) == ([*match.groups()[:3]], shape.names)
+        assert [*match.groups()[3:]] == fields.lines
+    elif strict is not None:
+        assert shape.names != Fields.scanned(strict[4], {}).shape.names or not shape.familiar
+    responses = module._Familiar(module._STATUS)
+    responses.learn(shape)
+    raw = b"HTTP/1.1 200 OK\r\nHost: bot.example\r\n" + end
+    if (match := responses.match(raw, shape)) is not None:
+        strict = module._RESPONSE.fullmatch(raw)
+        assert strict is not None
+        assert [*match.groups()[2:]] == Fields.scanned(strict[3], {}).lines
+
+
+@pytest.mark.usefixtures("unfamiliar")
+def test_a_shape_that_comes_often_becomes_familiar_and_means_the_same() -> None:
+    raws = [request(b"X-Often: %d" % number, b"Content-Length: %d" % number) for number in range(OFTEN + 2)]
+    heads = [parse_request(raw, LIMITS) for raw in raws]
+    shape = heads[0].fields.shape
+    assert shape.familiar
+    assert [parse_request(raw, LIMITS, shape) for raw in raws] == heads
+    other = request(b"X-Often: 1", b"Content-Length: 1", b"Content-Length: 1")
+    with pytest.raises(errors.BadRequest):
+        parse_request(other, LIMITS, shape)
+    said = [parse_response(response(b"X-Often: %d" % number, b"X-B: b")) for number in range(OFTEN)]
+    assert said[0].fields.shape.familiar
+    assert parse_response(response(b"X-Often: 7", b"X-B: b"), said[0].fields.shape) == said[7]
+
+
+@pytest.mark.usefixtures("unfamiliar")
+def test_limits_hold_for_a_familiar_shape_too() -> None:
+    shape = parse_request(request(b"X-Often: 1"), LIMITS).fields.shape
+    module._familiar_requests.learn(shape)
+    long = request(b"X-Often: 1", line=b"GET /" + b"a" * LIMITS.request_line + b" HTTP/1.1")
+    with pytest.raises(errors.RequestLineTooLong):
+        parse_request(long, LIMITS, shape)
+    with pytest.raises(errors.HeadTooLarge):
+        parse_request(request(b"X-Often: 1"), HeadLimits(1024, 1, 1024), shape)
+    with pytest.raises(errors.MethodNotAllowed):
+        parse_request(request(b"X-Often: 1", line=b"TRACE / HTTP/1.1"), LIMITS, shape)
+
+
+@pytest.mark.usefixtures("unfamiliar")
+def test_only_so_many_shapes_become_familiar() -> None:
+    shapes = [Fields.of((b"X-%d" % number, b"")).shape for number in range(FAMILIAR + 1)]
+    for shape in shapes:
+        module._familiar_requests.learn(shape)
+    assert [shape.familiar for shape in shapes] == [True] * FAMILIAR + [False]
 
 
 def test_a_response_head_is_read() -> None:

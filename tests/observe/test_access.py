@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -91,8 +92,8 @@ def test_a_request_refused_before_a_route_was_found_names_none() -> None:
 
 def test_clear_text_has_no_tls_and_a_client_without_a_name_no_sni() -> None:
     assert not {"tls", "cipher", "sni", "resumed", "handshake_ms"} & logged(tls=None).keys()
-    assert "sni" not in logged(tls=TLS._replace(sni=None))
-    assert logged(tls=TLS._replace(resumed=True))["resumed"] is True
+    assert "sni" not in logged(tls=replace(TLS, sni=None))
+    assert logged(tls=replace(TLS, resumed=True))["resumed"] is True
 
 
 def test_tunnels_and_errors_are_shown_when_there_are_any() -> None:
@@ -108,7 +109,7 @@ def test_times_are_utc_with_milliseconds() -> None:
 
 @given(st.binary(max_size=300), st.binary(max_size=40), st.text(max_size=300), st.text(max_size=300))
 def test_no_byte_of_a_client_breaks_a_line(target: bytes, method: bytes, name: str, given_id: str) -> None:
-    shown = logged(target=target, method=method, tls=TLS._replace(sni=name), id=given_id, client=name)
+    shown = logged(target=target, method=method, tls=replace(TLS, sni=name), id=given_id, client=name)
     assert shown["method"] == method.decode("latin-1")
     for text, original in [(shown["sni"], name), (shown["id"], given_id), (shown["client"], name)]:
         assert text == (
@@ -119,7 +120,7 @@ def test_no_byte_of_a_client_breaks_a_line(target: bytes, method: bytes, name: s
 def test_a_line_fits_into_one_write_to_a_pipe() -> None:
     hostile = "\xff" * 10_000
     line = access.line(
-        record(target=b"/x" * 4096, method=b"\xff" * 32, tls=TLS._replace(sni=hostile), error="x"),
+        record(target=b"/x" * 4096, method=b"\xff" * 32, tls=replace(TLS, sni=hostile), error="x"),
         NOW,
     )
     assert len(line) <= 4096

@@ -135,6 +135,18 @@ def test_a_connection_that_broke_is_gone_with_who_served_it(
         gc.enable()
 
 
+def test_a_stream_has_no_dictionary_of_its_own(listener: ssl.SSLContext, ca: Authority) -> None:
+    """CPython keeps at most thirty attributes without one."""
+
+    async def story(stream: TlsStream) -> None:
+        stream.write(b"hello")
+        await stream.drain()
+        assert await stream.read() == b"hello"
+        assert len(vars(stream)) <= 30
+
+    tell(listener, ca, lambda sock: sock.sendall(sock.recv(5)), story)
+
+
 def test_close_notify_is_the_orderly_end(listener: ssl.SSLContext, ca: Authority) -> None:
     def client(sock: ssl.SSLSocket) -> None:
         sock.sendall(b"last")
@@ -284,6 +296,36 @@ def test_a_ticket_goes_with_the_answer_when_one_is_due(
 
     run(main())
     far.close()
+
+
+def test_what_comes_behind_the_handshake_before_anybody_looks_is_deciphered(
+    listener: ssl.SSLContext, ca: Authority
+) -> None:
+    """The end of the handshake wakes its task, which has its turn only when more has arrived."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    client, incoming, outgoing = in_memory(ca)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        stream = TlsStream(near, loop, Deadlines(loop))
+        shaking = asyncio.create_task(stream.shake(listener, None, loop.time() + 5))
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        far.send(outgoing.read())
+        incoming.write(await asyncio.to_thread(far.recv, 65536))
+        client.do_handshake()
+        far.send(outgoing.read())
+        stream._on_readable()
+        client.write(b"at once")
+        far.send(outgoing.read())
+        stream._on_readable()
+        await shaking
+        assert await stream.read() == b"at once"
+        stream.shut()
+
+    with far:
+        run(main())
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 100])

@@ -37,7 +37,7 @@ def tell(story: Story) -> None:
 
 
 async def head(connection: UpstreamConnection, method: bytes = b"GET", deadline: float = inf) -> ResponseHead:
-    return await connection.read_head(method, lambda: None, lambda: deadline)
+    return await connection.read_head(method, deadline)
 
 
 async def body(connection: UpstreamConnection) -> bytes:
@@ -174,9 +174,16 @@ def test_what_is_no_response_is_named(said: bytes, error: type[Exception]) -> No
 
 def test_interim_responses_are_dropped_and_a_100_is_told() -> None:
     async def story(connection: UpstreamConnection, far: socket.socket) -> None:
-        told = []
+        class Upload:
+            def response_deadline(self) -> float:
+                return inf
+
+            def on_continue(self) -> None:
+                told.append(1)
+
+        told: list[int] = []
         far.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 201 Created\r\n\r\n")
-        response = await connection.read_head(b"GET", lambda: told.append(1), lambda: inf)
+        response = await connection.read_head(b"GET", inf, Upload())
         assert (response.status, told) == (201, [1])
 
     tell(story)
