@@ -41,7 +41,7 @@ def fault_home() -> Iterator[Path]:
 
 
 PLACES = (
-    "botproxy.server.reception:Reception._secure",
+    "botproxy.server.reception:Reception._shake",
     "botproxy.http.h1:ClientConnection._serve_one",
     "botproxy.proxy:Proxy.handle",
     "botproxy.upstream.hold:Hold.connect",
