@@ -32,6 +32,8 @@ RESPONSE = (
     b"HTTP/1.1 200 OK\r\nServer: uvicorn\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
     b"Content-Type: application/json\r\nContent-Length: 11\r\nCache-Control: no-store\r\n\r\n"
 )
+ENOUGH = 200
+"""Heads after which their shape is a familiar one."""
 LIMITS = HeadLimits(16 * 1024, 100, 8 * 1024)
 CONFIG = Config.model_validate(
     {
@@ -67,7 +69,12 @@ def exchange() -> dict[str, Stage]:
 def others() -> dict[str, Stage]:
     """What some requests need, and what a connection begins with."""
     chunked = chunk(BODY) + LAST_CHUNK
+    for _ in range(ENOUGH):
+        request, response = parse_request(REQUEST, LIMITS), parse_response(RESPONSE)
+    asked, answered = request.fields.shape, response.fields.shape
     return {
+        "request head, as before": lambda: parse_request(REQUEST, LIMITS, asked),
+        "response head, as before": lambda: parse_response(RESPONSE, answered),
         "chunked body in": lambda: ChunkedDecoder().feed(chunked),
         "chunked body out": lambda: chunk(BODY) + LAST_CHUNK,
         "handshake, both sides": _handshake(),
