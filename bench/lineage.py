@@ -13,7 +13,7 @@ from typing import Literal
 from tests import certs
 from tests.certs import Issued
 
-NAME = "localhost"
+NAME = "bot.example.com"
 Keys = Literal["ecdsa", "rsa"]
 """P-256, or RSA with 2048 bits."""
 KINDS = ("cert", "privkey", "chain", "fullchain")

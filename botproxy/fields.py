@@ -48,9 +48,15 @@ class Shape:
         self.met = 0
         """How many heads had it."""
         self.familiar = False
-        """Whether it has come so often that `http.head` knows it; such shapes are few, and may be held."""
+        """Whether it is kept for good; such shapes are few, and may be held."""
         self.plans: dict[object, Any] = {}
         """What others have worked out from it, each under itself; it goes when the shape goes."""
+
+
+def keep(shape: Shape) -> None:
+    """Have `shape`, as one object, for every head like it from now on; the caller sees that they are few."""
+    shape.familiar = True
+    _kept[shape.names] = shape
 
 
 Recent = dict[int, Shape]
@@ -120,7 +126,8 @@ def _is_usual(names: tuple[bytes, ...]) -> bool:
 
 
 def _shape(names: tuple[bytes, ...]) -> Shape:
-    return _remembered(names) if _is_usual(names) else Shape(names)
+    return _kept.get(names) or (_remembered(names) if _is_usual(names) else Shape(names))
 
 
+_kept: dict[tuple[bytes, ...], Shape] = {}
 _remembered = lru_cache(maxsize=_REMEMBERED)(Shape)

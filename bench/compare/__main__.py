@@ -60,7 +60,9 @@ class Plan:
     """Seconds of a round."""
     pairs: int = 3
     """Windows with a reload, and as many without."""
-    counts: Mapping[str, int] = field(default_factory=lambda: {"visit": 60, "keep-alive": 300})
+    counts: Mapping[str, int] = field(
+        default_factory=lambda: {"visit": 120, "resumed": 60, "visit-rsa": 60, "keep-alive": 300}
+    )
     """Operations whose instructions are counted, by case."""
     parts: Collection[str] = PARTS
 

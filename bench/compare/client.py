@@ -27,9 +27,12 @@ from bench.compare.loop import READ, WRITE, Steps
 from bench.compare.tls13 import Session, Tls13
 from bench.lineage import NAME
 
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 _LONGEST_HEAD = 8192
 _RECEIVED = 1 << 16
+_GOODBYE = 24
+"""Bytes of a sealed close_notify of TLS 1.3."""
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 Tls = ssl.SSLSocket | Tls13
@@ -168,24 +171,26 @@ class Client:
                 raise Wrong(f"another message: {data[:40]!r}")
         return True
 
-    def goodbye(self, tls: Tls) -> Steps:
-        """In good order, and only over when the peer has closed as well: then all its work is done."""
+    def goodbye(self, tls: Tls, *, answered: bool = False) -> Steps:
+        """In good order, and only over when the peer has closed as well: then all its work is done.
+
+        `answered`: only its own goodbye may be to come. Raises Wrong, ConnectionResetError.
+        """
         try:
             tls.unwrap()
         except (ssl.SSLError, OSError):
             pass  # ours is sent; its own may come, or not
         sock = tls.sock if isinstance(tls, Tls13) else tls
-        try:
-            socket.socket.shutdown(sock, socket.SHUT_WR)  # an ssl.SSLSocket's own would forget the rest
-        except OSError:
-            return  # it was faster
+        socket.socket.shutdown(sock, socket.SHUT_WR)  # an ssl.SSLSocket's own would forget the rest
+        rest = tls.unread if isinstance(tls, Tls13) else b""
         while True:
             yield READ
-            try:
-                if not socket.socket.recv(sock, _RECEIVED):
-                    return
-            except ConnectionResetError:
-                return
+            data = socket.socket.recv(sock, _RECEIVED)
+            if not data:
+                break
+            rest += data
+        if answered and len(rest) not in (0, _GOODBYE):
+            raise Wrong(f"{len(rest)} bytes behind the answer")
 
     def _ask(self, tls: Tls, request: bytes, path: str) -> Generator[int, None, bool]:
         yield from _send(tls, request)
@@ -204,6 +209,9 @@ class Client:
         head = data[: -len(expected)]
         if data.find(b"\r\n\r\n") != len(head) - 4:
             raise Wrong(f"more than the answer: {data[:200]!r}")
+        said = _LENGTH.search(head)
+        if said is not None and int(said[1]) != len(expected):
+            raise Wrong(f"another length than that of the answer: {head[:200]!r}")
         return not _CLOSE.search(head)
 
 

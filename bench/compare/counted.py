@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from bench import instructions
+from bench.compare.cases import BY_NAME
 from bench.compare.fleet import LOAD_CORE, Fleet, fleet, placed
 from bench.compare.load import Load, LoadError, Order
+from bench.compare.rounds import wrong
+from bench.lineage import Keys
 from bench.peers.botproxy import Botproxy
 from bench.peers.nginx import Nginx
 from bench.peers.peer import Peer
@@ -20,6 +23,8 @@ AT_ONCE = 2
 """Counts do not mind company."""
 BY_OBJECT = (Botproxy, Nginx)
 """Of those it is also asked whose instructions they are."""
+EVERYBODY = ("visit", "keep-alive")
+"""Cases in which the others are counted as well."""
 TRIES = 2
 """A process that is killed before it has written its count leaves none."""
 
@@ -28,12 +33,21 @@ def measure(kinds: Sequence[type[Peer]], counts: Mapping[str, int]) -> dict[str,
     """Of every kind, for the cases of `counts`, which says how many operations the shorter run has."""
     if not instructions.is_here():
         return {"error": "valgrind is missing"}
-    with fleet([], "ecdsa") as ready, ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = {
-            case: {kind.name: pool.submit(partial(_count, ready, kind, case, count)) for kind in kinds}
-            for case, count in counts.items()
-        }
-        cases = {case: {name: job.result() for name, job in those.items()} for case, those in jobs.items()}
+    cases: dict[str, Any] = {}
+    for keys in get_args(Keys):
+        with fleet([], keys) as ready, ThreadPoolExecutor(AT_ONCE) as pool:
+            jobs = {
+                case: {
+                    kind.name: pool.submit(partial(_count, ready, kind, case, count))
+                    for kind in kinds
+                    if case in EVERYBODY or kind in BY_OBJECT
+                }
+                for case, count in counts.items()
+                if BY_NAME[case].keys == keys
+            }
+            cases |= {
+                case: {name: job.result() for name, job in those.items()} for case, those in jobs.items()
+            }
     return {"tool": instructions.version(), "cases": cases}
 
 
@@ -50,8 +64,10 @@ def _count(ready: Fleet, kind: type[Peer], case: str, count: int) -> dict[str, A
         def operate(operations: int) -> None:
             load.prepare(Order(case, peer.site.port, str(ready.lineage.fullchain), count=operations))
             seen = load.go()
-            if seen["error_count"] or seen["operations"] != operations:
-                raise LoadError(f"{seen['operations']} of {operations}: {seen['errors']}")
+            if problem := wrong(BY_NAME[case], seen):
+                raise LoadError(problem)
+            if seen["operations"] != operations:
+                raise LoadError(f"{seen['operations']} of {operations}")
 
         server = instructions.Server(
             peer.arguments,

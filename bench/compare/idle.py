@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from bench.compare import accounting
+from bench.compare.cases import BY_NAME
 from bench.compare.fleet import LOAD_CORE, Fleet
 from bench.compare.load import Load, Order
+from bench.compare.rounds import wrong
 
+CASE = BY_NAME["visit"]
 UNCOUNTED = 100
 SILENCE = 5.0
 
@@ -31,8 +35,9 @@ def measure(fleet: Fleet, connections: int) -> dict[str, Any]:
         after = _opened(fleet, connections, peers, stack)
     for name, seen in peers.items():
         if "error" not in seen:
+            seen["before"], seen["after"] = before[name], after[name]
             seen["each"] = (after[name] - before[name]) / connections
-    return {"connections": connections, "problems": fleet.problems, "peers": peers}
+    return {"case": asdict(CASE), "connections": connections, "problems": fleet.problems, "peers": peers}
 
 
 # Private
@@ -42,8 +47,8 @@ def _opened(fleet: Fleet, count: int, peers: dict[str, dict[str, Any]], stack: E
     """Memory of each once so many more are open to it, which stay until the end of `stack`."""
     for name, peer in fleet.peers.items():
         load = stack.enter_context(Load(LOAD_CORE))
-        opened = load.prepare(Order("visit", peer.site.port, str(fleet.lineage.fullchain), idle=count))
-        if opened["errors"]:
-            peers[name]["error"] = "; ".join(opened["errors"])
+        opened = load.prepare(Order(CASE.name, peer.site.port, str(fleet.lineage.fullchain), idle=count))
+        if problem := wrong(CASE, {**opened, "operations": count, "error_count": len(opened["errors"])}):
+            peers[name]["error"] = problem
     time.sleep(SILENCE)
     return {name: accounting.memory(peer.pid) for name, peer in fleet.peers.items()}

@@ -130,9 +130,9 @@ class Work:
             self._open(self._at_once)
             self._sessions = [tls.session for tls in self._kept if isinstance(tls, Tls13)]
             self._close()
+            self._client.handshakes.clear()
         elif self._order.idle or case.operation not in FRESH:
             self._open(self._order.idle or self._at_once)
-        self._client.handshakes.clear()
 
     def run(self) -> dict[str, Any]:
         cpu, began = time.process_time(), time.perf_counter()
@@ -154,11 +154,15 @@ class Work:
             "load_cpu": cpu,
             "error_count": len(self.errors),
             "errors": list(dict.fromkeys(self.errors))[:KEPT_ERRORS],
-            "handshakes": [[*seen, count] for seen, count in self._client.handshakes.items()],
+            "handshakes": self.handshakes(),
             "renewed": self._client.renewed,
             "latency": percentiles(self._times),
             "times": [round(each * 1e6) for each in self._times] if self._order.rate else [],
         }
+
+    def handshakes(self) -> list[list[Any]]:
+        """What they were, and how many were so."""
+        return [[*seen, count] for seen, count in self._client.handshakes.items()]
 
     # New connections
 
@@ -177,7 +181,7 @@ class Work:
             took = time.perf_counter() - since
             if isinstance(tls, Tls13) and self._case.resumed:
                 self._sessions.append(tls.session)
-            yield from self._client.goodbye(tls)
+            yield from self._client.goodbye(tls, answered=self._case.operation == "visit")
             self._times.append(took)
 
         def ended(error: Exception | None) -> None:
@@ -301,7 +305,8 @@ def _main() -> None:
             work.prepare()
         except (OSError, ValueError, LoadError) as error:
             failed = error
-        print(json.dumps({"errors": work.errors if failed is None else [str(failed)]}), flush=True)
+        errors = work.errors if failed is None else [str(failed)]
+        print(json.dumps({"errors": errors, "handshakes": work.handshakes()}), flush=True)
         sys.stdin.readline()
         try:
             done = work.run() if failed is None else _failed(failed)

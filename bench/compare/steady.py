@@ -6,12 +6,16 @@ it was due, so that a peer, or a generator, that is late cannot hide it.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from bench.compare import accounting
+from bench.compare.cases import BY_NAME
 from bench.compare.fleet import LOAD_CORE, Fleet
 from bench.compare.load import Load, Order
+from bench.compare.rounds import wrong
 
+CASE = BY_NAME["visit"]
 RATE = 200.0
 """New connections a second."""
 
@@ -33,12 +37,19 @@ def _measured(fleet: Fleet, load: Load, rounds: int, seconds: float) -> dict[str
             if name in problems:
                 continue
             load.prepare(
-                Order("visit", peer.site.port, str(fleet.lineage.fullchain), seconds=seconds, rate=RATE)
+                Order(CASE.name, peer.site.port, str(fleet.lineage.fullchain), seconds=seconds, rate=RATE)
             )
             cpu = accounting.cpu(peer.pid)
             seen = load.go()
             seen["cpu"] = accounting.cpu(peer.pid) - cpu
-            if seen["error_count"]:
-                problems[name] = f"failed: {seen['errors'][0]}"
+            if problem := wrong(CASE, seen):
+                problems[name] = problem
             found[name].append(seen)
-    return {"rate": RATE, "rounds": rounds, "seconds": seconds, "problems": problems, "slices": found}
+    return {
+        "case": asdict(CASE),
+        "rate": RATE,
+        "rounds": rounds,
+        "seconds": seconds,
+        "problems": problems,
+        "slices": found,
+    }

@@ -126,6 +126,11 @@ class Tls13:
         self.sock.send(self._sealed(DATA, bytes(part)))
         return len(part)
 
+    @property
+    def unread(self) -> bytes:
+        """Received and not opened."""
+        return self._raw
+
     def unwrap(self) -> None:
         if self._writing is None:
             raise OSError("there are no keys yet")

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.instructions import Server, whole_run
+from bench.lineage import NAME
 from bench.reload import clients
 from bench.reload.site import site
 from bench.site import Site
@@ -24,7 +25,9 @@ REQUESTS, MORE_REQUESTS = 100, 950
 """All on one connection, so below `limits.requests_per_connection`; many, because what a run costs beside
 them differs by two million instructions from time to time."""
 TIMEOUT = 60.0
-REQUEST = b"GET /telegram HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
+REQUEST = f"GET /telegram HTTP/1.1\r\nHost: {NAME}\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n".encode(
+    "ascii"
+)
 CONFIG = """\
 certificates:
   - {{ chain: {fullchain}, key: {privkey} }}
@@ -94,7 +97,7 @@ class _Caller:
         """So many connections with one request each, and one more with so many."""
         for asked in (*[1] * handshakes, requests):
             sock = socket.create_connection(("127.0.0.1", self._port), timeout=TIMEOUT)
-            with self._context.wrap_socket(sock, server_hostname="localhost") as tls:
+            with self._context.wrap_socket(sock, server_hostname=NAME) as tls:
                 for _ in range(asked):
                     _ask(tls)
 

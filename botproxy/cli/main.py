@@ -67,12 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     _open_standard_descriptors()
     try:
         code = botproxy.main(arguments, prog_name="botproxy", standalone_mode=False)
+    except NotRead as failure:
+        report.error(f"the configuration cannot be read: {failure}", "try again; nothing is wrong with it")
+        return 1
     except ConfigError as problems:
         report.configuration(problems)
         return 2
-    except NotRead as failure:
-        report.error(f"the configuration cannot be read: {failure}")
-        return 1
     except click.exceptions.NoArgsIsHelpError as bare:
         click.echo(bare.format_message())
         return 2

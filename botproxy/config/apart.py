@@ -77,7 +77,7 @@ def found(file: BinaryIO, code: int) -> Config:
             f"it was not read within {PATIENCE} s: is its file system there, is the machine so slow?"
         )
     if code < 0:
-        raise NotRead(f"the process that read it was ended by {signal.Signals(-code).name}")
+        raise NotRead(f"the process that read it was ended by signal {-code}")
     file.seek(0)
     said = file.read()
     if code or not said:
@@ -93,7 +93,10 @@ def _live(what: Callable[[], Config], file: BinaryIO) -> None:
     """The whole life of a process that reads for a start; never returns."""
     code = CRASHED
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for its parent too, which says so
+        # Ctrl-C is for its parent too, which says so; the alarm is its own, whatever it was born with.
+        for number in (signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
         code = write(what, file)
     except BaseException:  # nothing of the parent may be run twice, whatever this is
         logger.exception("the configuration cannot be read, by an error of ours")

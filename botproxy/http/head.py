@@ -21,7 +21,7 @@ from functools import lru_cache
 import h11
 
 from botproxy import errors
-from botproxy.fields import Fields, Recent, Shape
+from botproxy.fields import Fields, Recent, Shape, keep
 from botproxy.model import RequestHead, ResponseHead
 
 RESPONSE_HEAD_LIMIT = 64 * 1024
@@ -29,7 +29,9 @@ RESPONSE_FIELDS_LIMIT = 200
 OFTEN = 100
 """Heads of one shape until that is worth a scanner of its own, so that nobody has many made for little."""
 FAMILIAR = 64
-"""Shapes that get one in the life of a process, of requests and of responses: 1 MiB at most."""
+"""Shapes that get one in the life of a process, of requests and of responses; 1 MiB of each at most."""
+FAMILIAR_FIELDS, FAMILIAR_BYTES = 24, 512
+"""Fields, and bytes of their names, up to which one is made: more take longer than clients should wait."""
 
 _VALUE = rb"[!-~\x80-\xff][\t -~\x80-\xff]*+(?<![ \t])"
 _LINE = rb"[A-Za-z0-9-]++: " + _VALUE + rb"\r\n"
@@ -78,8 +80,8 @@ class HeadLimits:
 class _Familiar:
     """Strict scanners for heads of one shape each, which also take them apart.
 
-    What such a one takes the strict scanner for all shapes takes too, and means the same by it. One costs as
-    much to make as some heads to read, and some KiB.
+    What such a one takes the strict scanner for all shapes takes too, and means the same by it. It is made
+    once, which takes some milliseconds, and stays.
     """
 
     def __init__(self, start: bytes) -> None:
@@ -88,11 +90,14 @@ class _Familiar:
 
     def learn(self, shape: Shape) -> None:
         """`shape` has come often."""
-        if self._left and all(map(_USUAL_NAME.fullmatch, shape.names)):
+        names = shape.names
+        if not self._left or len(names) > FAMILIAR_FIELDS or sum(map(len, names)) > FAMILIAR_BYTES:
+            return
+        if all(map(_USUAL_NAME.fullmatch, names)):
             self._left -= 1
             lines = [b"(" + re.escape(start) + _VALUE + rb")\r\n" for start in shape.starts]
             shape.plans[self] = re.compile(self._start + b"".join(lines) + rb"\r\n")
-            shape.familiar = True
+            keep(shape)
 
     def match(self, head: bytes, shape: Shape) -> re.Match[bytes] | None:
         """The groups of the start line, then each line; None for any other head."""

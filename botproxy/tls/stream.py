@@ -106,6 +106,8 @@ class TlsStream(SocketStream):
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         super().__init__(sock, loop, deadlines)
         self._established = False
+        self._half = False
+        """Whether what came last was no whole record, and is neither in the kernel nor in the inbox."""
         self._verdict: OSError | bool = False
         """What stands behind the bytes received last: an orderly end (True), or why the connection broke."""
 
@@ -180,6 +182,9 @@ class TlsStream(SocketStream):
 
     # What the peer sends
 
+    def is_quiet(self) -> bool:
+        return not self._half and SocketStream.is_quiet(self)
+
     def _on_readable(self) -> None:
         SocketStream._on_readable(self)  # cheaper than super(), and on the way of every byte
         if self._verdict:
@@ -201,7 +206,9 @@ class TlsStream(SocketStream):
             self._incoming.write(raw)
         else:
             self._incoming.write_eof()
-        return self._unseal() or None
+        content = self._unseal()
+        self._half = not content
+        return content or None
 
     def _unseal(self) -> bytes:
         """The content of all complete records that have arrived."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import http.client
+import os
 import signal
 import ssl
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from botproxy.cli import development, echo_bot
 from botproxy.cli.development import Development
+from botproxy.cli.main import main
 from tests.cli.command import ACCOUNT, botproxy, serving
 
 
@@ -135,3 +138,14 @@ def test_a_certificate_that_does_not_exist_is_exit_code_2(tmp_path: Path):
     assert f"{tmp_path}/c.pem" in ended.err
     assert f"{tmp_path}/k.pem" in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_machine_without_room_for_a_reader_is_no_wrong_configuration(files, monkeypatch, capsys):
+    """1, not 2, with which a service manager would not start it again."""
+
+    def full() -> int:
+        raise OSError(errno.EAGAIN, "no room here")
+
+    monkeypatch.setattr(os, "fork", full)
+    assert main(["serve", "--cert", str(files.chain), "--key", str(files.key)]) == 1
+    assert "cannot be read: no process can be started to read it (no room here)" in capsys.readouterr().err

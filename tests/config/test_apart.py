@@ -139,8 +139,9 @@ def crash() -> NoReturn:
 @pytest.mark.parametrize(
     ("deed", "says"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was ended by SIGKILL"),
-        (lambda: signal.raise_signal(signal.SIGINT), "was ended by SIGINT"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was ended by signal 9"),
+        (lambda: signal.raise_signal(signal.SIGINT), "was ended by signal 2"),
+        (lambda: os.kill(os.getpid(), signal.SIGRTMIN + 6), "was ended by signal 40"),
         (lambda: os._exit(0), "ended with 0"),
         (crash, "ended with 70"),
     ],

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from botproxy import errors
+from botproxy import fields as fields_module
 from botproxy.fields import Fields
 from botproxy.http import head as module
 from botproxy.http.head import (
@@ -277,6 +278,10 @@ def unfamiliar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is familiar yet, and as much as a test wants may become so."""
     monkeypatch.setattr(module, "_familiar_requests", module._Familiar(module._START))
     monkeypatch.setattr(module, "_familiar_responses", module._Familiar(module._STATUS))
+    monkeypatch.setattr(fields_module, "_kept", {})
+    fields_module._remembered.cache_clear()
+    module._recent_requests.clear()
+    module._recent_responses.clear()
 
 
 @given(_methods, _targets, st.lists(st.tuples(_names, _values), max_size=5), st.data())
@@ -345,6 +350,24 @@ def test_only_so_many_shapes_become_familiar() -> None:
     for shape in shapes:
         module._familiar_requests.learn(shape)
     assert [shape.familiar for shape in shapes] == [True] * FAMILIAR + [False]
+
+
+@pytest.mark.usefixtures("unfamiliar")
+def test_a_familiar_shape_is_not_crowded_out_by_strangers() -> None:
+    """Else it would be learned again and again, until nothing more may be."""
+    popular = [parse_request(request(b"X-Often: 1"), LIMITS) for _ in range(OFTEN)][-1].fields.shape
+    for number in range(300):
+        parse_request(request(b"X-%d: 1" % number), LIMITS)
+    assert parse_request(request(b"X-Often: 1"), LIMITS).fields.shape is popular
+    assert popular.familiar
+
+
+@pytest.mark.usefixtures("unfamiliar")
+@pytest.mark.parametrize("names", [[b"X-%d" % n for n in range(25)], [b"X-" + b"n" * 600]])
+def test_a_shape_that_takes_long_to_learn_is_not_learned(names: list[bytes]) -> None:
+    shape = Fields.of(*((name, b"") for name in names)).shape
+    module._familiar_requests.learn(shape)
+    assert not shape.familiar
 
 
 def test_a_response_head_is_read() -> None:

@@ -298,6 +298,38 @@ def test_a_ticket_goes_with_the_answer_when_one_is_due(
     far.close()
 
 
+def test_a_peer_that_has_sent_half_a_record_is_not_quiet(listener: ssl.SSLContext, ca: Authority) -> None:
+    """A request whose record came in two segments has begun, whatever the kernel holds of it."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    client, incoming, outgoing = in_memory(ca)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        stream = TlsStream(near, loop, Deadlines(loop))
+        shaking = asyncio.create_task(stream.shake(listener, None, loop.time() + 5))
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        far.send(outgoing.read())
+        incoming.write(await asyncio.to_thread(far.recv, 65536))
+        client.do_handshake()
+        far.send(outgoing.read())
+        await shaking
+        assert stream.is_quiet()
+        client.write(b"a request")
+        record = outgoing.read()
+        far.send(record[:10])
+        stream._on_readable()
+        assert not stream.is_quiet()
+        far.send(record[10:])
+        assert await stream.read() == b"a request"
+        assert stream.is_quiet()
+        stream.shut()
+
+    with far:
+        run(main())
+
+
 def test_what_comes_behind_the_handshake_before_anybody_looks_is_deciphered(
     listener: ssl.SSLContext, ca: Authority
 ) -> None:
