@@ -233,8 +233,8 @@ def _against_python(found: Found) -> str:
     return f"""
 
 How many times botproxy's CPU, or memory, the Python peers need; aimed at was 3 in every case. granian (with
-rustls, not OpenSSL), uvicorn and hypercorn have the bot inside: no hop, no proxy, hence less work. mitmproxy is
-a proxy.
+rustls in place of OpenSSL), uvicorn and hypercorn have the bot inside: no hop, no proxy, hence less work.
+mitmproxy is a proxy.
 
 {_table(["", *PYTHON], rows)}"""
 
