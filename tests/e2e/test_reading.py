@@ -13,12 +13,11 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import Start
+from tests.e2e.test_reconfigure import CHANGED, REFUSED
 from tests.harness import Bot, Proxied, descriptors_of, eventually, limit_descriptors
 from tests.wire import PATIENCE, get
 
 READER = "botproxy-reader"
-CHANGED = "the new configuration is in use"
-REFUSED = "the new configuration is refused, the old one stays"
 
 
 @pytest.fixture(scope="module")

@@ -298,11 +298,22 @@ def test_a_ticket_goes_with_the_answer_when_one_is_due(
     far.close()
 
 
-def test_a_peer_that_has_sent_half_a_record_is_not_quiet(listener: ssl.SSLContext, ca: Authority) -> None:
-    """A request whose record came in two segments has begun, whatever the kernel holds of it."""
+def by_hand(
+    listener: ssl.SSLContext,
+    ca: Authority,
+    story: Callable[
+        [TlsStream, asyncio.Task[None], Callable[[bytes], bytes], socket.socket], Awaitable[None]
+    ],
+) -> None:
+    """`story` gets a stream whose client has sent its last flight, its handshake, of which nobody knows yet
+    that it is over, what seals the client's bytes, and the client's end of the wire."""
     near, far = socket.socketpair()
     near.setblocking(False)
     client, incoming, outgoing = in_memory(ca)
+
+    def sealed(data: bytes) -> bytes:
+        client.write(data)
+        return outgoing.read()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -314,50 +325,47 @@ def test_a_peer_that_has_sent_half_a_record_is_not_quiet(listener: ssl.SSLContex
         incoming.write(await asyncio.to_thread(far.recv, 65536))
         client.do_handshake()
         far.send(outgoing.read())
+        await story(stream, shaking, sealed, far)
+        stream.shut()
+
+    with far:
+        run(main())
+
+
+def test_a_peer_that_has_sent_half_a_record_is_not_quiet(listener: ssl.SSLContext, ca: Authority) -> None:
+    """A request whose record came in two segments has begun, whatever the kernel holds of it."""
+
+    async def story(
+        stream: TlsStream, shaking: asyncio.Task[None], sealed: Callable[[bytes], bytes], far: socket.socket
+    ) -> None:
         await shaking
         assert stream.is_quiet()
-        client.write(b"a request")
-        record = outgoing.read()
+        record = sealed(b"a request")
         far.send(record[:10])
         stream._on_readable()
         assert not stream.is_quiet()
         far.send(record[10:])
         assert await stream.read() == b"a request"
         assert stream.is_quiet()
-        stream.shut()
 
-    with far:
-        run(main())
+    by_hand(listener, ca, story)
 
 
 def test_what_comes_behind_the_handshake_before_anybody_looks_is_deciphered(
     listener: ssl.SSLContext, ca: Authority
 ) -> None:
     """The end of the handshake wakes its task, which has its turn only when more has arrived."""
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    client, incoming, outgoing = in_memory(ca)
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        stream = TlsStream(near, loop, Deadlines(loop))
-        shaking = asyncio.create_task(stream.shake(listener, None, loop.time() + 5))
-        with pytest.raises(ssl.SSLWantReadError):
-            client.do_handshake()
-        far.send(outgoing.read())
-        incoming.write(await asyncio.to_thread(far.recv, 65536))
-        client.do_handshake()
-        far.send(outgoing.read())
+    async def story(
+        stream: TlsStream, shaking: asyncio.Task[None], sealed: Callable[[bytes], bytes], far: socket.socket
+    ) -> None:
         stream._on_readable()
-        client.write(b"at once")
-        far.send(outgoing.read())
+        far.send(sealed(b"at once"))
         stream._on_readable()
         await shaking
         assert await stream.read() == b"at once"
-        stream.shut()
 
-    with far:
-        run(main())
+    by_hand(listener, ca, story)
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 100])
