@@ -11,8 +11,9 @@ Processes
       |  ready; a new version of the program is a successor that inherits the sockets.
       |-- keeper          watches, judges and keeps the certificates, rolls them out to the workers, answers
       |                   the admin socket. The only process that reads private keys from disk.
-      '-- worker x N      uvloop: accept, handshake, HTTP, policy, bot. Never root; opens no
-                          certificate file, gets each pair as a sealed memfd from the keeper.
+      |-- worker x N      uvloop: accept, handshake, HTTP, policy, bot. Never root; opens no
+      |                   certificate file, gets each pair as a sealed memfd from the keeper.
+      '-- reader          for a moment: reads the configuration again, and leaves it in a memfd.
 
     What they say to each other is small JSON packets over SOCK_SEQPACKET, file descriptors beside them
     (`control`). Every child has a link to the supervisor, whose end tells either side that the other is

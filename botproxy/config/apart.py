@@ -45,7 +45,7 @@ def read(what: Callable[[], Config]) -> Config:
         try:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         except ChildProcessError:
-            code = 0  # where nobody asks for ended children the kernel buries them, and nothing is found
+            code = 0  # where nobody asks for ended children the kernel buries them; what is written says all
         return found(file, code)
 
 
