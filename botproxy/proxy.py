@@ -29,7 +29,7 @@ from botproxy.http.h1 import Kept
 from botproxy.http.tunnel import Tunnel
 from botproxy.model import Record, RequestHead, ResponseHead
 from botproxy.net.deadlines import Deadlines
-from botproxy.net.stream import StreamClosed, StreamTimeout
+from botproxy.net.stream import WRITE_HIGH, StreamClosed, StreamTimeout
 from botproxy.policy import refusals
 from botproxy.policy.headers import TowardBot, TowardClient, client_address, new_request_id
 from botproxy.policy.routes import RouteTable
@@ -223,11 +223,15 @@ class Proxy:
     ) -> None:
         """What of the response body is still to come."""
         while not connection.body_complete:
+            exchange.flush()
+            if exchange.stream.unsent > WRITE_HIGH:
+                connection.stream.pause()  # no more is held for a client that does not take it
             await exchange.drain()
             data = await connection.read_body(self._loop.time() + self._idle_patience)
             if upload is not None:
                 upload.check()
             exchange.send_body(data)
+            del data  # else it is held while a client stalls, beside what is unsent of it
 
     def _fields(self, exchange: Exchange, fields: Fields, switching: bool = False) -> bytes:
         """Response fields as the client shall see them."""

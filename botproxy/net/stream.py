@@ -132,6 +132,10 @@ class SocketStream:
         """What has arrived and is not read yet."""
         return self._inbox
 
+    def pause(self) -> None:
+        """Receive nothing more until the next `read`."""
+        self._pause()
+
     def is_quiet(self) -> bool:
         """Whether the peer has sent nothing at all, not even its end: asks the kernel, not only us."""
         if self._inbox or self.ended or self.error is not None or self._closed:
@@ -241,7 +245,7 @@ class SocketStream:
             return
         self.sent += count
         if count < len(data):
-            self._outbox += memoryview(data)[count:]
+            self._outbox = bytearray(memoryview(data)[count:])  # as large as it need be, which += is not
             self._write_deadline = self._loop.time() + self._write_patience
             self._start_writing()
 

@@ -240,14 +240,21 @@ class TlsStream(SocketStream):
         try:
             if len(data) <= _MAX_RECORD:
                 self.tls.write(data)
+                sealed = self._outgoing.read()
             else:
-                view = memoryview(data)
-                while view:  # OpenSSL takes one record at a time
-                    view = view[self.tls.write(view) :]
+                sealed = self._seal(data)
         except OSError as error:
             self._break_writing(error)
             return
-        SocketStream.write(self, self._outgoing.read(), flags)
+        SocketStream.write(self, sealed, flags)
+
+    def _seal(self, data: bytes) -> bytes:
+        """Record by record, for OpenSSL's buffer never shrinks, and a client may stall for long."""
+        view, sealed = memoryview(data), []
+        while view:
+            view = view[self.tls.write(view) :]  # takes one record at a time
+            sealed.append(self._outgoing.read())
+        return b"".join(sealed)
 
     def _send_sealed(self, flags: int = 0) -> None:
         if self._outgoing.pending:
