@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.compare import accounting
+
 VALGRIND = "valgrind"
 TOTALS, OBJECTS = "cachegrind", "callgrind"
 START_PATIENCE = 120.0
@@ -212,18 +214,10 @@ def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool], said: Pa
 def _settle(root: int) -> None:
     """Wait until nobody of the tree is at work: one that is told to end while it begins leaves no count."""
     deadline = time.monotonic() + START_PATIENCE
-    before = -1
-    while (used := sum(map(_ticks, _family(root)))) != before and time.monotonic() < deadline:
+    before = -1.0
+    while (used := accounting.ticks(root)) != before and time.monotonic() < deadline:
         before = used
         time.sleep(SETTLED)
-
-
-def _ticks(pid: int) -> int:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0  # it ended while we looked
-    return int(fields[11]) + int(fields[12])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

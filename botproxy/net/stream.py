@@ -132,10 +132,6 @@ class SocketStream:
         """What has arrived and is not read yet."""
         return self._inbox
 
-    def pause(self) -> None:
-        """Receive nothing more until the next `read`."""
-        self._pause()
-
     def is_quiet(self) -> bool:
         """Whether the peer has sent nothing at all, not even its end: asks the kernel, not only us."""
         if self._inbox or self.ended or self.error is not None or self._closed:
@@ -156,7 +152,8 @@ class SocketStream:
             self._reading = True
             self._poller.add_reader(self._fd, self._on_readable)
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """Receive nothing more until the next `read`."""
         if self._reading:
             self._reading = False
             self._poller.hush_reader(self._fd, self._on_readable)
@@ -180,11 +177,11 @@ class SocketStream:
                 return
         self._inbox = self._inbox + data if self._inbox else data
         if len(self._inbox) >= READ_LIMIT:
-            self._pause()
+            self.pause()
 
     def _end(self) -> None:
         self.ended = True
-        self._pause()
+        self.pause()
         self._wake_or_tell()
 
     def _break(self, error: OSError) -> None:
@@ -192,7 +189,7 @@ class SocketStream:
         if self.error is not None or self._closed:
             return
         self.error = error.with_traceback(None)  # in whose frames this stream is: that would be a circle
-        self._pause()
+        self.pause()
         self._break_writing(error)
         self._wake_or_tell()
 
