@@ -135,7 +135,8 @@ class Notified:
         self._sock.bind(self.address)
         os.chmod(self.address, 0o777)
         self._changed = threading.Condition()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
 
     def wait_for(self, key: str, value: str | None = None, since: int = 0) -> dict[str, str]:
         """The first message from number `since` on that has `key`."""
@@ -150,13 +151,15 @@ class Notified:
                 self._changed.wait(left)
 
     def close(self) -> None:
+        # A thread that still waits on a closed number goes on with the next socket of that number.
+        self._sock.shutdown(socket.SHUT_RD)
+        self._thread.join(PATIENCE)
         self._sock.close()
 
     def _listen(self) -> None:
         while True:
-            try:
-                data, about, _, _ = self._sock.recvmsg(4096, 256)
-            except OSError:
+            data, about, _, _ = self._sock.recvmsg(4096, 256)
+            if not data:
                 return
             sender = struct.unpack("3i", about[0][2][:12])[0]
             message = dict(line.split("=", 1) for line in data.decode().splitlines())
