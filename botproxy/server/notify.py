@@ -1,7 +1,9 @@
 """Tells the service manager how we are (sd_notify(3)), where there is one that asks.
 
 The address is in $NOTIFY_SOCKET; without it every call does nothing, and a manager that
-does not listen is no reason to fail. What is told when is `server.supervisor`'s affair.
+does not listen is no reason to fail. One whose queue is full is waited for a moment when it
+would take the service for another than it is without that message; a sign of life may be lost,
+because the next one follows. What is told when is `server.supervisor`'s affair.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ import os
 import socket
 import time
 from collections.abc import MutableMapping
+
+PATIENCE = 1.0
+"""Seconds that a message which comes once waits for a manager that is busy."""
 
 
 class Notifier:
@@ -45,10 +50,10 @@ class Notifier:
         """
         if status != self._status:
             self._status = status
-            self._tell(f"STATUS={status}")
+            self._tell(f"STATUS={status}", patience=0)
         if self.watchdog is not None and now >= self._alive_at:
             self._alive_at = now + self.watchdog
-            self._tell("WATCHDOG=1")
+            self._tell("WATCHDOG=1", patience=0)
 
     def gave_way(self, pid: int, status: str) -> None:
         """From now on process `pid` is the service, and ready, which only this one may still say for it."""
@@ -64,12 +69,14 @@ class Notifier:
             found["WATCHDOG_USEC"] = str(round(self.watchdog * 2e6))
         return found
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str, patience: float = PATIENCE) -> None:
         if not self._address:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.setblocking(False)
-            try:
-                sock.sendto("\n".join(lines).encode(), self._address)
-            except OSError:
-                pass  # nobody listens, or not fast enough
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.settimeout(patience)
+                # Connected, because only then the kernel says when there is room for it.
+                sock.connect(self._address)
+                sock.send("\n".join(lines).encode())
+        except OSError:
+            pass  # nobody listens, or not within that time

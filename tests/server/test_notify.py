@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,61 @@ def test_a_manager_that_does_not_read_does_not_hold_us_up(manager: socket.socket
         notifier.alive(float(second + 1), "")
     assert time.monotonic() - begun < PATIENCE
     assert told(manager) == ["WATCHDOG=1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        (lambda notifier: notifier.ready("x"), "READY=1"),
+        (Notifier.reloading, "RELOADING=1"),
+        (Notifier.stopping, "STOPPING=1"),
+        (lambda notifier: notifier.gave_way(77, "x"), "MAINPID=77"),
+    ],
+)
+def test_a_change_waits_for_a_manager_that_is_busy(
+    manager: socket.socket, address: str, change: Callable[[Notifier], None], first: str
+) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": address})
+    pending = fill(address)
+    telling = threading.Thread(target=change, args=(notifier,))
+    telling.start()
+    wait_until_it_waits(telling)
+    for _ in range(pending):
+        assert told(manager) == ["noise"]
+    assert told(manager)[0] == first
+    telling.join(PATIENCE)
+
+
+def test_nor_does_it_wait_for_ever(manager: socket.socket, address: str) -> None:
+    pending = fill(address)
+    Notifier({"NOTIFY_SOCKET": address}).stopping()
+    assert [told(manager) for _ in range(pending)] == [["noise"]] * pending
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        told(manager)
+
+
+def fill(address: str) -> int:
+    """Leave no room in the manager's queue; returns how many messages are in it."""
+    pending = 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        try:
+            while True:
+                sock.sendto(b"noise", "\0" + address[1:] if address.startswith("@") else address)
+                pending += 1
+        except BlockingIOError:
+            return pending
+
+
+def wait_until_it_waits(thread: threading.Thread) -> None:
+    """Until `thread` is in poll(2), or has ended."""
+    deadline = time.monotonic() + PATIENCE
+    number = {"x86_64": "7", "aarch64": "73"}[platform.machine()]
+    call = Path(f"/proc/self/task/{thread.native_id}/syscall")
+    while thread.is_alive() and time.monotonic() < deadline:
+        try:
+            if call.read_text().split()[0] == number:
+                return
+        except OSError:
+            return  # it has ended meanwhile
