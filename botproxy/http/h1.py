@@ -21,7 +21,7 @@ from botproxy.fields import Shape
 from botproxy.http.exchange import Exchange, Settings
 from botproxy.http.head import parse_request, reject_early
 from botproxy.model import Peer, Record, RequestHead, TlsInfo
-from botproxy.net.stream import SocketStream, StreamClosed, StreamTimeout
+from botproxy.net.stream import WRITE_HIGH, SocketStream, StreamClosed, StreamTimeout
 
 LEADING_CRLF_LIMIT = 2
 """Empty lines skipped before a request line (RFC 9112 2.2); more would be free work for us."""
@@ -92,11 +92,14 @@ class ClientConnection:
         linger = False
         try:
             while await self._serve_one():
-                pass
+                if self.stream.peek() or self.stream.unsent > WRITE_HIGH:
+                    await self._let_others()
             may_send = self._left_over or not self.stream.ended
             linger = self.served > 0 and may_send and (self._left_over or not self.stream.is_quiet())
         except StreamClosed:
-            pass  # nobody is left to tell; an exchange under way has logged it
+            pass  # nobody is left to tell, or nobody can wait; an exchange under way has logged it
+        except StreamTimeout:
+            self.stream.abort()  # it asks and does not take the answers
         finally:
             self.stream.on_lost = None
             for connection in self._kept.values():
@@ -115,8 +118,18 @@ class ClientConnection:
         if patience > 0:
             self._loop.call_later(patience, self.drain)
             return
-        if self._waiting_for_request and self.served and self.stream.is_quiet():
+        if not self.is_idle:
+            return
+        if self.stream.is_quiet():
             self.stream.interrupt(StreamTimeout("draining"))
+        else:  # with a part of a record, which may become a request
+            self.stream.set_read_deadline(self._loop.time() + self._settings.head_timeout)
+
+    def shed(self) -> None:
+        """End now if it waits for another request, even one that has begun to arrive."""
+        self.draining = True
+        if self.is_idle:
+            self.stream.interrupt(StreamClosed("shed"))
 
     @property
     def is_idle(self) -> bool:
@@ -128,6 +141,13 @@ class ClientConnection:
         if self._task is not None:
             self._task.cancel()
         self.stream.abort()
+
+    async def _let_others(self) -> None:
+        """Between an answer and a request that waits behind it: a crowd of them is not served in one go, nor
+        faster than its answers are taken. Raises StreamTimeout, StreamClosed.
+        """
+        await self.stream.drain()
+        await asyncio.sleep(0)
 
     async def _serve_one(self) -> bool:
         """Whether another request may follow."""

@@ -123,7 +123,7 @@ def parse_request(head: bytes, limits: HeadLimits, last: Shape | None = None) ->
     elif (match := _REQUEST.fullmatch(head)) is not None:
         method, target, minor, block = match.groups()
         fields = Fields.scanned(block, _recent_requests)
-        if fields.shape.met == OFTEN:
+        if fields.shape.met % OFTEN == 0 and not fields.shape.familiar:
             _familiar_requests.learn(fields.shape)
     elif (match := _LOOSE_REQUEST.fullmatch(head)) is not None:
         method, target, minor, block = match.groups()
@@ -325,7 +325,7 @@ def parse_response(head: bytes, last: Shape | None = None) -> ResponseHead:
     elif (match := _RESPONSE.fullmatch(head)) is not None:
         minor, status, block = match.groups()
         fields = Fields.scanned(block, _recent_responses)
-        if fields.shape.met == OFTEN:
+        if fields.shape.met % OFTEN == 0 and not fields.shape.familiar:
             _familiar_responses.learn(fields.shape)
     elif (match := _LOOSE_RESPONSE.fullmatch(head)) is not None:
         minor, status, block = match.groups()

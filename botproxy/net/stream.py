@@ -86,8 +86,8 @@ class SocketStream:
         self._closed = False
         self.on_expired: Callable[[], None] | None = None
         """Called when the deadline set by `expire_at` passes."""
-        deadlines.watch(self)
         self._resume()
+        deadlines.watch(self)
 
     # Reading
 
@@ -379,7 +379,8 @@ class SocketStream:
 
     async def _linger(self) -> None:
         end = self._loop.time() + LINGER_SECONDS
-        while await self.read(min(end, self._loop.time() + LINGER_PAUSE)):
+        # Who sends without a pause is never found waiting, so that no deadline of a wait ends it.
+        while (now := self._loop.time()) < end and await self.read(min(end, now + LINGER_PAUSE)):
             pass
 
     def shut(self) -> None:

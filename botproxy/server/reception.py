@@ -306,12 +306,18 @@ class Reception:
     def shed(self, patience: float = 0.0) -> int:
         """Descriptors or memory run out: close connections that wait for nothing but another request.
 
-        `patience`: seconds that they get for a last one. Returns how many.
+        `patience`: seconds that they get for a last one; without, those of which a part has arrived are
+        spared while there are others. Returns how many.
         """
         idle = [connection for connection in self._connections if connection.is_idle][:SHED_AT_ONCE]
-        for connection in idle:
-            connection.drain(patience)
-        return len(idle)
+        if patience:
+            for connection in idle:
+                connection.drain(patience)
+            return len(idle)
+        chosen = [connection for connection in idle if connection.stream.is_quiet()] or idle
+        for connection in chosen:
+            connection.shed()
+        return len(chosen)
 
     def pause(self) -> None:
         """Leave new connections in the queue until `resume`."""

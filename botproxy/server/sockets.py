@@ -216,11 +216,14 @@ def _another(
     address: str, socks: Sequence[socket.socket], ports: Set[int], *, queueing: bool
 ) -> socket.socket:
     """One more socket for `address`, beside `socks`. `ports`: on which we listen already."""
-    if address.startswith("fd:"):
-        return socks[0].dup() if socks else _inherited(address)
-    host, port = split_address(address)
-    port = port_of(socks[0]) if socks else port  # port 0: the others share what the first was given
+    if address.startswith("fd:") and not socks:
+        return _inherited(address)
+    port = 0
     try:
+        if address.startswith("fd:"):
+            return socks[0].dup()
+        host, port = split_address(address)
+        port = port_of(socks[0]) if socks else port  # port 0: the others share what the first was given
         if not socks and port not in ports:
             # SO_REUSEPORT would let a second botproxy share the port and take half of the connections.
             _bind(host, port, shared=False).close()

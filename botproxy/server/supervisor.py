@@ -362,7 +362,7 @@ class Supervisor:
             coming = assemble(config, self._listening, self._staff.seats, team)
         except ConfigError as error:
             self._refuse(*map(str, error.problems))
-        except sockets.BindError as error:
+        except (sockets.BindError, OSError) as error:
             self._refuse(str(error))
         else:
             self._crew.propose(coming)

@@ -24,6 +24,8 @@ from botproxy.tls.hello import HELLO_LIMIT, is_handshake, offers_only_others
 
 _NO_APPLICATION_PROTOCOL = 120  # RFC 7301 3.2; has no name in the ssl module before 3.13
 _MAX_RECORD = 16384
+UNTAKEN_LIMIT = 4096
+"""Bytes that a peer may have us answer, below HTTP, while it takes nothing; 150 changes of keys."""
 
 
 class HandshakeFailed(Exception):
@@ -103,11 +105,16 @@ def install(listener: ssl.SSLContext, select: Callable[[str | None], Selected | 
 class TlsStream(SocketStream):
     """A byte stream over TLS. Until `shake` is over, it reads what comes as it comes."""
 
+    _header = b""
+    """What has come of such a record, while its length is not among it."""
+    _untaken = 0
+    """Bytes of `_send_unasked` since the peer had taken everything."""
+
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         super().__init__(sock, loop, deadlines)
         self._established = False
-        self._half = False
-        """Whether what came last was no whole record, and is neither in the kernel nor in the inbox."""
+        self._missing = 0
+        """Bytes to come of a record whose beginning is neither in the kernel nor in the inbox any more."""
         self._verdict: OSError | bool = False
         """What stands behind the bytes received last: an orderly end (True), or why the connection broke."""
 
@@ -151,7 +158,9 @@ class TlsStream(SocketStream):
             if self.ended:  # the end of TCP was read as it came; whether it is one of TLS shows now
                 self.ended = False
                 self._incoming.write_eof()
-            self.unread(self._unseal())
+            behind = self._incoming.read()
+            self._incoming.write(behind)
+            self.unread(self._unseal(behind))
             self._settle()
 
     def check(self, now: float) -> None:
@@ -183,7 +192,7 @@ class TlsStream(SocketStream):
     # What the peer sends
 
     def is_quiet(self) -> bool:
-        return not self._half and SocketStream.is_quiet(self)
+        return not self._missing and not self._header and SocketStream.is_quiet(self)
 
     def _on_readable(self) -> None:
         SocketStream._on_readable(self)  # cheaper than super(), and on the way of every byte
@@ -206,12 +215,10 @@ class TlsStream(SocketStream):
             self._incoming.write(raw)
         else:
             self._incoming.write_eof()
-        content = self._unseal()
-        self._half = not content
-        return content or None
+        return self._unseal(raw) or None
 
-    def _unseal(self) -> bytes:
-        """The content of all complete records that have arrived."""
+    def _unseal(self, raw: bytes) -> bytes:
+        """The content of all complete records that have arrived, with `raw` as the last of their bytes."""
         incoming, outgoing, read = self._incoming, self._outgoing, self.tls.read
         waiting = outgoing.pending  # tickets, which nobody is in a hurry for
         content = b""
@@ -222,15 +229,33 @@ class TlsStream(SocketStream):
                 content += piece
             if not piece:
                 self._verdict = True  # close_notify
+            elif self._missing or self._header:
+                self._missing, self._header = 0, b""
         except ssl.SSLWantReadError:
-            pass
+            self._follow(raw)
         except ssl.SSLZeroReturnError:
             self._verdict = True  # the same, after ours
         except OSError as error:
             self._verdict = error
-        if outgoing.pending != waiting:  # an alert of ours, an answer to a change of keys
-            self._send_sealed()
+        if outgoing.pending != waiting:
+            self._send_unasked(outgoing.pending)
         return content
+
+    def _follow(self, raw: bytes) -> None:
+        """Find the end of the record that `raw` ends in, which OpenSSL does not tell (RFC 8446 5.1)."""
+        data = self._header + raw
+        at, size = self._missing, len(data)
+        while at + 5 <= size:
+            at += 5 + (data[at + 3] << 8 | data[at + 4])
+        self._missing, self._header = max(0, at - size), data[at:]
+
+    def _send_unasked(self, size: int) -> None:
+        """An alert of ours, or answers to changes of keys (RFC 8446 4.6.3), of which a peer may ask for any
+        number and take none."""
+        self._send_sealed()
+        self._untaken = self._untaken + size if self._outbox else 0
+        if self._untaken > UNTAKEN_LIMIT and not self._verdict:
+            self._verdict = ConnectionAbortedError("it has its keys changed and takes no answer")
 
     # What the peer gets
 
@@ -252,7 +277,7 @@ class TlsStream(SocketStream):
         """Record by record, for OpenSSL's buffer never shrinks, and a client may stall for long."""
         view, sealed = memoryview(data), []
         while view:
-            view = view[self.tls.write(view) :]  # takes one record at a time
+            view = view[self.tls.write(view[:_MAX_RECORD]) :]
             sealed.append(self._outgoing.read())
         return b"".join(sealed)
 

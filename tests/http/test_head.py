@@ -332,6 +332,15 @@ def test_a_shape_that_comes_often_becomes_familiar_and_means_the_same() -> None:
 
 
 @pytest.mark.usefixtures("unfamiliar")
+@pytest.mark.parametrize("untidy", [1, OFTEN, OFTEN + 1])
+def test_a_shape_becomes_familiar_whoever_writes_it_untidily_now_and_then(untidy: int) -> None:
+    for number in range(1, 2 * OFTEN + 1):
+        raw = request(b"X-Untidy:  1" if number == untidy else b"X-Untidy: 1")
+        shape = parse_request(raw, LIMITS).fields.shape
+    assert shape.familiar
+
+
+@pytest.mark.usefixtures("unfamiliar")
 def test_limits_hold_for_a_familiar_shape_too() -> None:
     shape = parse_request(request(b"X-Often: 1"), LIMITS).fields.shape
     module._familiar_requests.learn(shape)

@@ -211,6 +211,36 @@ def test_an_orderly_close_delivers_everything_first() -> None:
     tell(story)
 
 
+def test_who_never_stops_sending_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it left to the sweep, which seldom finds somebody waiting where bytes are always there."""
+    monkeypatch.setattr("botproxy.net.stream.LINGER_SECONDS", 0.3)
+
+    async def main() -> None:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        loop = asyncio.get_running_loop()
+        deadlines = Deadlines(loop)
+        stream = SocketStream(near, loop, deadlines)
+        deadlines.forget(stream)
+        sending = asyncio.ensure_future(asyncio.to_thread(send_for_ever, far))
+        try:
+            await asyncio.wait_for(stream.close(linger=True), 5)
+        finally:
+            far.close()
+            await asyncio.wait([sending])
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def send_for_ever(sock: socket.socket) -> None:
+    try:
+        while True:
+            sock.sendall(b"z" * 65536)
+    except OSError:
+        return
+
+
 def test_an_abort_is_a_reset_and_not_an_end() -> None:
     async def story(stream: SocketStream, far: socket.socket) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -80,6 +81,19 @@ def test_a_passed_socket_is_shared_by_all_slots() -> None:
             assert [bound.port for slot in slots for bound in slot] == [given.getsockname()[1]] * 2
         finally:
             close_all(slots)
+
+
+def test_without_a_descriptor_for_another_slot_it_is_an_address_that_fails() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        number = os.dup(given.fileno())
+        listening = Listening()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number + 2, before[1]))
+        try:
+            with pytest.raises(BindError, match=rf'"fd:{number}": too many open files'):
+                listening.arrange(listens(f"fd:{number}"), [], 8)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_sockets_of_the_service_manager_are_taken_and_missed_when_absent() -> None:

@@ -351,6 +351,46 @@ def test_a_peer_that_has_sent_half_a_record_is_not_quiet(listener: ssl.SSLContex
     by_hand(listener, ca, story)
 
 
+@pytest.mark.parametrize("cut", [1, 4, 5, 10, -1])
+def test_nor_is_one_that_has_sent_it_behind_a_whole_one(
+    listener: ssl.SSLContext, ca: Authority, cut: int
+) -> None:
+    """What follows an answer would be taken for the next one, which may be somebody else's."""
+
+    async def story(
+        stream: TlsStream, shaking: asyncio.Task[None], sealed: Callable[[bytes], bytes], far: socket.socket
+    ) -> None:
+        await shaking
+        whole, record = sealed(b"an answer"), sealed(b"another")
+        far.send(whole + record[:cut])
+        assert await stream.read() == b"an answer"
+        assert not stream.is_quiet()
+        for byte in record[cut:-1]:
+            far.send(bytes((byte,)))
+            stream._on_readable()
+            assert not stream.is_quiet()
+        far.send(record[-1:])
+        assert await stream.read() == b"another"
+        assert stream.is_quiet()
+
+    by_hand(listener, ca, story)
+
+
+@pytest.mark.parametrize("cut", [3, 10])
+def test_nor_one_that_has_sent_it_behind_its_handshake(
+    listener: ssl.SSLContext, ca: Authority, cut: int
+) -> None:
+    async def story(
+        stream: TlsStream, shaking: asyncio.Task[None], sealed: Callable[[bytes], bytes], far: socket.socket
+    ) -> None:
+        far.send(sealed(b"a request") + sealed(b"another")[:cut])
+        await shaking
+        assert await stream.read() == b"a request"
+        assert not stream.is_quiet()
+
+    by_hand(listener, ca, story)
+
+
 def test_what_comes_behind_the_handshake_before_anybody_looks_is_deciphered(
     listener: ssl.SSLContext, ca: Authority
 ) -> None:
