@@ -197,7 +197,7 @@ def test_a_bomb_of_aliases_costs_nothing(file: Path) -> None:
     assert time.process_time() - started < 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(st.binary(max_size=60), st.text(alphabet="ab:-[]{}\"'#&*!|>%@`,?~<\\\n\t xUu0", max_size=40))
 )

@@ -333,7 +333,7 @@ def scalars() -> st.SearchStrategy[Any]:
 KEYS = sorted({key for path in [(), *((name,) for name in names_at(()))] for key in names_at(path)})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.dictionaries(
         st.sampled_from(KEYS),

@@ -221,7 +221,7 @@ def test_a_file_that_lost_its_beginning_is_refused_or_read_from_the_next_block(s
             pass
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @example(data=None)
 def test_no_bytes_make_anything_but_our_error(site: Issued, data: st.DataObject | None):
