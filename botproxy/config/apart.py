@@ -82,7 +82,13 @@ def found(file: BinaryIO, code: int) -> Config:
     said = file.read()
     if code or not said:
         raise NotRead(f"the process that read it ended with {code}; see its messages")
-    config, problems = pickle.loads(said)
+    try:
+        config, problems = pickle.loads(said)
+    except (AttributeError, ImportError) as error:  # it knows what we do not
+        says = (
+            "it was read by another version of the program, which has been replaced on disk: start that one"
+        )
+        raise NotRead(says) from error
     if problems:
         raise ConfigError(problems)
     plain: Config = config

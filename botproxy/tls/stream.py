@@ -147,21 +147,23 @@ class TlsStream(SocketStream):
         while not complete:
             complete = self._take(await self.read(deadline))
         self._established = True
-        if self._inbox:  # came behind what was read last
-            self._incoming.write(self.take())
-        # The last flight of TLS 1.3 holds nothing but tickets: they go with our first answer, which spares
-        # a packet, if more has come. Else at once: a client with Nagle's algorithm that waits for somebody
-        # to acknowledge its own last flight would keep its request back until then.
-        if not self._incoming.pending or server_name is not None or self.tls.version() != "TLSv1.3":
+        behind = self._incoming.read() + self.take()
+        # The last flight of a server of TLS 1.3 holds nothing but tickets: they go with its first answer,
+        # which spares a packet, if more has come. Else at once: a client with Nagle's algorithm that waits
+        # for somebody to acknowledge its own last flight would keep its request back until then.
+        if not behind or server_name is not None or self.tls.version() != "TLSv1.3":
             self._send_sealed()
-        if self._incoming.pending or self.ended:
-            if self.ended:  # the end of TCP was read as it came; whether it is one of TLS shows now
-                self.ended = False
-                self._incoming.write_eof()
-            behind = self._incoming.read()
-            self._incoming.write(behind)
-            self.unread(self._unseal(behind))
-            self._settle()
+        if behind or self.ended:
+            self._take_behind(behind)
+
+    def _take_behind(self, raw: bytes) -> None:
+        """`raw` came behind the handshake, before anybody knew that it was over; and perhaps the end."""
+        self._incoming.write(raw)
+        if self.ended:  # of TCP; whether it is one of TLS shows now
+            self.ended = False
+            self._incoming.write_eof()
+        self.unread(self._unseal(raw))
+        self._settle()
 
     def check(self, now: float) -> None:
         if self._established and self._outgoing.pending:  # tickets, and no answer until now

@@ -192,3 +192,11 @@ def test_it_works_where_ended_children_are_nobodys_business(file: Path) -> None:
         assert read(file).workers == "auto"
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize("unknown", [b"cbotproxy.nowhere\nThing\n.", b"cbotproxy.errors\nNowhere\n."])
+def test_what_a_replaced_program_has_read_is_not_taken(unknown: bytes) -> None:
+    with apart.paper() as file:
+        file.write(unknown)
+        with pytest.raises(NotRead, match="another version of the program"):
+            apart.found(file, 0)
