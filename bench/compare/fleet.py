@@ -41,12 +41,24 @@ class Haproxy(HaproxyReload):
     name = "HAProxy"
 
 
+class HaproxyShared(Haproxy):
+    """With connections to the bot that also a client's first request may take; it is not the default."""
+
+    name = "HAProxy, shared"
+
+    def configure(self) -> None:
+        super().configure()
+        with self.config.open("a") as file:
+            file.write("    http-reuse always\n")
+
+
 PEERS: tuple[type[Peer], ...] = (
     Botproxy,
     BotproxyShared,
     Nginx,
     NginxAlike,
     Haproxy,
+    HaproxyShared,
     Caddy,
     Hitch,
     Node,

@@ -1,9 +1,8 @@
-"""Memory: of every peer's process tree at rest, and of a connection that is open and does nothing.
+"""Memory of a connection that is open and does nothing, in every peer's process tree.
 
-At rest is after one request, in a fleet that has done nothing else. Of connections, the
-first hundred are not counted (tables grow, caches fill); every connection has had one
-request, and after it silence, long enough for what is kept towards the bot to be let go
-where that is somebody's default. The kernel's memory for sockets is in no figure.
+The first hundred are not counted (tables grow, caches fill); every one has had a request,
+and after it silence, long enough for what is kept towards the bot to be let go where that
+is somebody's default. The kernel's memory for sockets is in no figure.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ SILENCE = 5.0
 
 def measure(fleet: Fleet, connections: int) -> dict[str, Any]:
     """Bytes, for each peer."""
-    peers: dict[str, dict[str, Any]] = {
-        name: {"at_rest": accounting.memory(peer.pid), "processes": len(accounting.tree(peer.pid))}
-        for name, peer in fleet.peers.items()
-    }
+    peers: dict[str, dict[str, Any]] = {name: {} for name in fleet.peers}
     with ExitStack() as stack:
         before = _opened(fleet, UNCOUNTED, peers, stack)
         after = _opened(fleet, connections, peers, stack)

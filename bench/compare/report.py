@@ -76,8 +76,9 @@ def drawn(found: Found) -> dict[str, str]:
         charts[name] = bars(title, "as a ratio to nginx in the same round; less is better", rows, 1.0)
     if "idle" in found and "peers" in found["idle"]:
         each = {peer: seen.get("each") for peer, seen in found["idle"]["peers"].items()}
-        rest = {peer: seen["at_rest"] for peer, seen in found["idle"]["peers"].items()}
         charts["idle"] = bars("an open connection that does nothing", "KB (PSS)", _plain(each, 1e3))
+    if "rest" in found and "peers" in found["rest"]:
+        rest = {peer: seen["at_rest"] for peer, seen in found["rest"]["peers"].items()}
         charts["rest"] = bars("process tree at rest, one worker", "MB (PSS)", _plain(rest, 1e6))
     if "steady" in found and "slices" in found["steady"]:
         worst = {peer: percentile(times, 0.99) for peer, times in _waits(found["steady"]).items()}
@@ -137,12 +138,14 @@ def _head(found: Found) -> str:
     peers = [[name, version] for name, version in versions["peers"].items()]
     machine = (
         f"{versions['processor']}, {versions['processors']} processors; {versions['system']}; "
-        f"Python {versions['python']}, {versions['openssl']}, uvloop {versions['uvloop']}"
+        f"Python {versions['python']}, {versions['openssl']}, uvloop {versions['uvloop']}; "
+        f"nginx, HAProxy and hitch with the system's {versions['system_openssl']}"
     )
+    commit = f", at commit {versions['commit']}" if versions["commit"] else ""
     return f"""# Results
 
-Made by `bench.compare.report` from [results](results), of {versions["date"]}. Method, and what is not
-measured: [README.md](README.md).
+Made by `bench.compare.report` from [results](results), of {versions["date"]}{commit}.
+Method, and what is not measured: [README.md](README.md).
 
 The figures that count are ratios to nginx of the server's CPU for an operation, of the same round: the median
 of all rounds, and in brackets where the middle half of them lies. Less is better.
@@ -179,12 +182,14 @@ def _goals(found: Found) -> Iterable[tuple[str, float, float | None]]:
         ratio = _ratio(case, OURS) if "slices" in case else None
         return ratio.median if ratio else None
 
-    def idle(key: str, base: bool) -> float | None:
+    def idle() -> float | None:
         peers = found.get("idle", {}).get("peers", {})
-        ours, theirs = (peers.get(peer, {}).get(key) for peer in (OURS, BASE))
-        if ours is None or (base and not theirs):
-            return None
-        return float(ours / theirs if base else ours / 1e6)
+        ours, theirs = (peers.get(peer, {}).get("each") for peer in (OURS, BASE))
+        return float(ours / theirs) if ours and theirs else None
+
+    def rest() -> float | None:
+        ours = found.get("rest", {}).get("peers", {}).get(OURS, {}).get("at_rest")
+        return None if ours is None else float(ours / 1e6)
 
     def counted(case: str) -> float | None:
         seen = found.get("instructions", {}).get("cases", {}).get(case, {})
@@ -199,8 +204,8 @@ def _goals(found: Found) -> Iterable[tuple[str, float, float | None]]:
     yield "the same, to Caddy", 1.0, _to(found, "keep-alive", "Caddy")
     yield "upload of 64 MiB", 1.5, cpu("upload")
     yield "download of 64 MiB", 1.5, cpu("download")
-    yield "memory of an idle connection", 1.5, idle("each", base=True)
-    yield "process tree at rest, one worker, MB", 60, idle("at_rest", base=False)
+    yield "memory of an idle connection", 1.5, idle()
+    yield "process tree at rest, one worker, MB", 60, rest()
 
 
 def _to(found: Found, name: str, peer: str) -> float | None:
@@ -224,8 +229,11 @@ def _against_python(found: Found) -> str:
         rows.append([found[name]["case"]["title"], *cells])
     if not rows:
         return ""
-    peers = found.get("idle", {}).get("peers", {})
-    for title, key in (("memory of an idle connection", "each"), ("process tree at rest", "at_rest")):
+    for title, file, key in (
+        ("memory of an idle connection", "idle", "each"),
+        ("process tree at rest", "rest", "at_rest"),
+    ):
+        peers = found.get(file, {}).get("peers", {})
         ours = peers.get(OURS, {}).get(key)
         theirs = [peers.get(peer, {}).get(key) for peer in PYTHON]
         if ours:
@@ -309,36 +317,49 @@ def _line(case: Mapping[str, Any], peer: str, large: bool) -> list[str]:
 
 def _idle(idle: Mapping[str, Any]) -> str:
     rows = [
-        [
-            peer,
-            f"{seen['at_rest'] / 1e6:.1f} MB in {seen['processes']}",
-            f"{seen['each'] / 1e3:.1f} KB" if "each" in seen else f"failed: {seen['error'][:80]}",
-        ]
+        [peer, f"{seen['each'] / 1e3:.1f} KB" if "each" in seen else f"failed: {seen['error'][:80]}"]
         for peer, seen in idle["peers"].items()
     ]
-    return f"""## Memory (PSS)
+    return f"""## Memory of an idle connection (PSS)
 
-![at rest](charts/rest.svg)
 ![idle connection](charts/idle.svg)
 
 {idle["connections"]} connections that have had one request, and five seconds of silence.
 
-{_table(["", "at rest, processes", "each connection"], rows)}"""
+{_table(["", "each connection"], rows)}"""
+
+
+def _rest(rest: Mapping[str, Any]) -> str:
+    rows = [
+        [peer, f"{seen['at_rest'] / 1e6:.1f} MB", f"{seen['processes']}"]
+        for peer, seen in rest["peers"].items()
+    ]
+    return f"""## Memory at rest (PSS)
+
+![at rest](charts/rest.svg)
+
+After the first request, each without any other beside it.
+
+{_table(["", "all processes", "of them"], rows)}"""
 
 
 def _steady(steady: Mapping[str, Any]) -> str:
     rows = []
     for peer, times in _waits(steady).items():
         waits = [f"{percentile(times, share) / 1e3:.2f}" for share in (0.5, 0.99, 0.999)]
-        rows.append([peer, *waits, f"{len(times)}"])
+        micros = spread(each(steady, peer))
+        price = f"{micros.median:.0f} us" if micros else "-"
+        rows.append([peer, _shown(_ratio(steady, peer)), price, *waits, f"{len(times)}"])
     return f"""## Waiting, at a fixed rate
 
 ![waiting](charts/steady.svg)
 
 {steady["rate"]:g} new connections a second, each with a full TLS 1.3 handshake (ECDSA) and one request;
-milliseconds from when it was due to the answer. The client's part is in it, the same for all.
+milliseconds from when it was due to the answer. The client's part is in it, the same for all. p99.9 is the
+second longest of all there were. A server that waits most of the time pays more CPU for each: its caches are
+cold, and every wake-up is for one event.
 
-{_table(["", "p50", "p99", "p99.9", "connections"], rows)}"""
+{_table(["", "CPU, ratio to nginx", "CPU of one", "p50", "p99", "p99.9", "connections"], rows)}"""
 
 
 def _reload(reload: Mapping[str, Any]) -> str:
@@ -452,6 +473,7 @@ def _failures(found: Found) -> str:
 
 _OTHERS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "instructions": _instructions,
+    "rest": _rest,
     "idle": _idle,
     "steady": _steady,
     "reload": _reload,

@@ -5,26 +5,46 @@ from __future__ import annotations
 import os
 import platform
 import ssl
+import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.peers.peer import Peer
+from bench.peers.peer import Peer, first_line
+
+MADE = ("bench/results", "bench/charts", "bench/RESULTS.md")
+"""What a run writes itself."""
 
 
 def everything(kinds: Sequence[type[Peer]]) -> dict[str, Any]:
     return {
+        "commit": _commit(),
         "system": platform.platform(),
         "processor": _processor(),
         "processors": os.cpu_count(),
         "python": platform.python_version(),
         "openssl": ssl.OPENSSL_VERSION,
+        "system_openssl": first_line("openssl", "version"),
         "uvloop": metadata.version("uvloop"),
         "root": os.geteuid() == 0,
         "load_average": os.getloadavg()[0],
         "peers": {kind.name: kind.version() if kind.is_here() else "missing" for kind in kinds},
     }
+
+
+def _commit() -> str:
+    """What the tree is of, and whether it is as it was committed; empty without git."""
+    root = Path(__file__).parents[2]
+    others = [f":!{path}" for path in MADE]
+    answers = []
+    for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", ".", *others)):
+        try:
+            told = subprocess.run(("git", *command), cwd=root, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return ""
+        answers.append(told.stdout.strip())
+    return f"{answers[0]}, changed" if answers[1] else answers[0]
 
 
 def _processor() -> str:

@@ -19,8 +19,9 @@ APPLICATION = "bench.compare.peers.app:app"
 
 
 _VERSION = """
-import importlib.metadata, platform, ssl, sys
-print(importlib.metadata.version(sys.argv[1]), f"(Python {platform.python_version()}, {ssl.OPENSSL_VERSION})")
+import importlib.metadata, platform, sys
+{}
+print(importlib.metadata.version(sys.argv[1]), f"(Python {{platform.python_version()}}, {{tls}})")
 """
 
 
@@ -28,6 +29,8 @@ class _Python(Peer):
     package: ClassVar[str]
     environment_name: ClassVar[str] = "servers"
     command: ClassVar[str] = ""
+    tls: ClassVar[str] = "import ssl; tls = ssl.OPENSSL_VERSION"
+    """Finds out what its handshakes are made by."""
     template = "app.py"
 
     @classmethod
@@ -36,7 +39,7 @@ class _Python(Peer):
 
     @classmethod
     def version(cls) -> str:
-        return first_line(str(cls._found("python")), "-c", _VERSION, cls.package)
+        return first_line(str(cls._found("python")), "-c", _VERSION.format(cls.tls), cls.package)
 
     def environment(self) -> Mapping[str, str]:
         return {"PYTHONPATH": str(ROOT), "BENCH_BOT": self.site.bot}
@@ -91,6 +94,7 @@ class Uvicorn(_Python):
 class Granian(_Python):
     name = "granian"
     program = package = "granian"
+    tls = "tls = 'rustls'"
 
     @property
     def arguments(self) -> Sequence[str]:
@@ -111,6 +115,7 @@ class MitmProxy(_Python):
     program = "mitmdump"
     package = "mitmproxy"
     environment_name = "mitmproxy"
+    tls = "import OpenSSL.SSL; tls = OpenSSL.SSL.SSLeay_version(0).decode()"
 
     def configure(self) -> None:
         """It wants all in one file."""

@@ -48,7 +48,9 @@ def found(tmp_path):
         "processor": "a processor",
         "processors": 2,
         "python": "3.11",
+        "commit": "0123456789ab, changed",
         "openssl": "OpenSSL 3",
+        "system_openssl": "OpenSSL 3.1",
         "uvloop": "0.21",
         "peers": {"botproxy": "0.1", "nginx": "1.22", "Node": "20", "granian": "missing"},
     }
@@ -81,6 +83,21 @@ def found(tmp_path):
         "versions": versions,
         "case-visit": case,
         "idle": {"error": "OSError: no more files"},
+        "rest": {
+            "problems": {"granian": "missing"},
+            "peers": {
+                "botproxy": {"at_rest": 66_000_000, "processes": 3},
+                "mitmproxy": {"at_rest": 99_000_000, "processes": 1},
+            },
+        },
+        "steady": {
+            "rate": 200.0,
+            "problems": {},
+            "slices": {
+                "botproxy": [each | {"times": [1000, 9000]} for each in slices([600.0, 630.0, 660.0])],
+                "nginx": [each | {"times": [1000, 3000]} for each in slices([400.0, 400.0, 400.0])],
+            },
+        },
     }
     for name, each in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"date": "2026-01-01", "took_seconds": 1, **each}))
@@ -132,11 +149,27 @@ def test_a_rate_is_in_brackets_where_the_server_was_not_busy(found):
 
 def test_charts_are_of_those_that_have_figures(found):
     made(found)
-    (chart,) = (found / "charts").glob("*.svg")
+    (chart,) = (found / "charts").glob("case-*.svg")
     texts = [each.text for each in ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}text")]
     assert "botproxy" in texts
     assert "1.10" in texts
     assert "Node" not in texts
+
+
+def test_memory_at_rest_is_of_each_alone_and_has_its_limit(found):
+    page = made(found)
+    assert "| process tree at rest, one worker, MB | 60 | 66.00 | missed by 10 % |" in page
+    assert "| process tree at rest | - | - | - | 1.5 |" in page
+    assert "| **botproxy** | **66.0 MB** | **3** |" in page
+
+
+def test_at_a_fixed_rate_the_cpu_stands_beside_the_waiting(found):
+    page = made(found)
+    assert "| **botproxy** | **1.57 (1.54-1.61)** | **630 us** | **" in page
+
+
+def test_the_page_says_of_which_commit_it_is(found):
+    assert "at commit 0123456789ab, changed." in made(found)
 
 
 def test_files_of_two_runs_make_no_page(found):
