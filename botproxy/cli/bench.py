@@ -3,21 +3,26 @@
 `handshake` counts full and resumed TLS handshakes in each version that is offered. Client and server share
 the processors, so the client says how much of them it took itself. Certificates are judged and reported,
 never required: those of development are self-signed. Exit codes: 0 every handshake succeeded, 1 one did not
-or nobody answered, 2 usage, which includes a server that may not be measured (`cli.target`).
+or nobody answered, 2 usage, which includes a server that may not be measured (`cli.target`), 130 interrupted,
+after what was counted until then. A version is not offered where the server ends its handshake; where it says
+nothing, or refuses the client behind it, that is a failure.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import click
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from botproxy.cli import report
@@ -29,6 +34,8 @@ MOST_SECONDS, MOST_COUNT, MOST_CLIENTS = 30.0, 5000, 16
 """For each measure. All four together use fewer ports than Linux has for connections to one address."""
 SLOW_RATE, SLOW_SECONDS = 10.0, 5.0
 """Handshakes a second, one at a time, and seconds for each measure, of a server elsewhere."""
+INTERRUPTED = 130
+"""The exit code that shells give to what Ctrl-C ended."""
 
 command = Verbs(
     table={"handshake": Entry("TLS handshakes per second of a server", "botproxy.cli.bench:handshake")},
@@ -49,6 +56,31 @@ class Measured:
     @property
     def failed(self) -> bool:
         return self.tally is not None and (bool(self.tally.errors) or not self.tally.latencies)
+
+
+@dataclass(slots=True)
+class Result:
+    """What there is to say, as far as it is known."""
+
+    server: Target
+    limits: Limits
+    shown: dict[str, First] = field(default_factory=dict)
+    not_offered: dict[str, str] = field(default_factory=dict)
+    """Versions, and in which words the server declined."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Versions of which the first handshake did not show whether they are offered."""
+    measured: list[Measured] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.shown) and not (
+            self.interrupted or self.failed or any(each.failed for each in self.measured)
+        )
+
+    @property
+    def distrust(self) -> str | None:
+        return next((each.distrust for each in self.shown.values()), None)
 
 
 @click.command(
@@ -95,29 +127,25 @@ class Measured:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 def handshake(url: str, seconds: float, count: int, clients: int, own_host: str | None, as_json: bool) -> int:
     try:
-        server = target(url, own_host)
+        with _note(f"asking {url} what it offers"):
+            result = _ask(url, own_host, Limits(seconds, count, clients))
     except UnknownHostError as error:
-        report.error(f'"{url}": {error}')
-        return 1
-    limits = permitted(Limits(seconds, count, clients), local=server.local)
-    shown, refused = _first_of_each(server)
-    if not shown:
-        for version, why in refused.items():
-            report.error(f'"{url}": no handshake in {version}: {why}')
-        return 1
-    measured = [
-        _measure(server, each, kind, version, limits)
-        for version, each in shown.items()
-        for kind in get_args(Kind)
-    ]
+        return _nothing(f'"{url}": {error}', 1, as_json)
+    except KeyboardInterrupt:
+        return _nothing("interrupted", INTERRUPTED, as_json)
+    try:
+        for each in _measures(result):
+            result.measured.append(each)
+    except KeyboardInterrupt:
+        result.interrupted = True
     if as_json:
-        click.echo(json.dumps(_as_json(server, limits, shown, refused, measured), indent=2))
-    else:
-        _print_text(server, limits, shown, refused, measured)
-    for each in measured:
-        for why, times in each.tally.errors.most_common() if each.tally else ():
-            report.error(f"{each.shown.protocol} {each.kind}: {times} failed: {why}")
-    return 1 if any(each.failed for each in measured) else 0
+        click.echo(json.dumps(_as_json(result), indent=2))
+    elif result.shown:
+        _print_text(result)
+    _print_errors(url, result)
+    if result.interrupted:
+        return INTERRUPTED
+    return 0 if result.ok else 1
 
 
 def permitted(asked: Limits, *, local: bool) -> Limits:
@@ -128,15 +156,31 @@ def permitted(asked: Limits, *, local: bool) -> Limits:
 # Private
 
 
-def _first_of_each(server: Target) -> tuple[dict[str, First], dict[str, str]]:
-    """What each version shows, and why the others cannot be had."""
-    shown, refused = {}, {}
+def _ask(url: str, own_host: str | None, asked: Limits) -> Result:
+    """What each version shows, and why the others cannot be had. Raises UnknownHostError, WrongUsage."""
+    server = target(url, own_host)
+    result = Result(server, permitted(asked, local=server.local))
     for version in VERSIONS:
         try:
-            shown[version] = first(server, version)
+            result.shown[version] = first(server, version)
+        except (ssl.SSLError, ConnectionResetError) as error:
+            result.not_offered[version] = in_words(error)
         except OSError as error:
-            refused[version] = in_words(error)
-    return shown, refused
+            result.failed[version] = in_words(error)
+    if not result.shown:  # nothing to compare with: it is not a matter of versions
+        result.failed |= result.not_offered
+        result.not_offered = {}
+    return result
+
+
+def _measures(result: Result) -> Iterator[Measured]:
+    """One after the other. Raises KeyboardInterrupt, behind the one that it ended."""
+    for version, shown in result.shown.items():
+        for kind in get_args(Kind):
+            measured = _measure(result.server, shown, kind, version, result.limits)
+            yield measured
+            if measured.tally is not None and measured.tally.interrupted:
+                raise KeyboardInterrupt
 
 
 def _measure(server: Target, shown: First, kind: Kind, version: str, limits: Limits) -> Measured:
@@ -144,6 +188,20 @@ def _measure(server: Target, shown: First, kind: Kind, version: str, limits: Lim
         return Measured(shown, kind, None)
     with _progress(f"{version} {kind:7}") as progress:
         return Measured(shown, kind, measure(server, version, kind, limits, progress))
+
+
+@contextmanager
+def _note(text: str) -> Iterator[None]:
+    """On a terminal, what is waited for, as long as it is; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    text = report.printable(text)[: shutil.get_terminal_size().columns - 1]
+    click.echo(text, nl=False, err=True)
+    try:
+        yield
+    finally:
+        click.echo(f"\r{'':{len(text)}}\r", nl=False, err=True)
 
 
 @contextmanager
@@ -157,12 +215,14 @@ def _progress(label: str) -> Iterator[Callable[[float], None]]:
         length=steps, label=label, file=sys.stderr, show_eta=False, show_percent=False
     ) as bar:
         yield lambda share: bar.update(int(share * steps) - bar.pos)
-        bar.update(steps - bar.pos)
 
 
 def _key(der: bytes) -> str:
     """As people call it: ECDSA P-256, RSA 2048."""
-    key = x509.load_der_x509_certificate(der).public_key()
+    try:
+        key = x509.load_der_x509_certificate(der).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return "key of an unknown kind"
     match key:
         case ec.EllipticCurvePublicKey():
             return f"ECDSA {_CURVES.get(key.curve.name, key.curve.name)}"
@@ -175,16 +235,19 @@ def _key(der: bytes) -> str:
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 
 
-def _as_json(
-    server: Target,
-    limits: Limits,
-    shown: dict[str, First],
-    refused: dict[str, str],
-    measured: list[Measured],
-) -> dict[str, Any]:
-    any_shown = next(iter(shown.values()))
+def _nothing(why: str, code: int, as_json: bool) -> int:
+    """There is nothing but an exit code, and why."""
+    if as_json:
+        click.echo(json.dumps({"ok": False, "error": why}))
+    report.error(why)
+    return code
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    server, limits = result.server, result.limits
     return {
-        "ok": not any(each.failed for each in measured),
+        "ok": result.ok,
+        "interrupted": result.interrupted,
         "host": server.host,
         "port": server.port,
         "address": server.address[0],
@@ -196,10 +259,11 @@ def _as_json(
             "rate": limits.rate,
         },
         "processors": os.cpu_count(),
-        "trusted": any_shown.distrust is None,
-        "distrust": any_shown.distrust,
-        "not_offered": refused,
-        "measures": [_measure_as_json(each) for each in measured],
+        "trusted": result.distrust is None if result.shown else None,
+        "distrust": result.distrust,
+        "not_offered": result.not_offered,
+        "failed": result.failed,
+        "measures": [_measure_as_json(each) for each in result.measured],
     }
 
 
@@ -224,28 +288,33 @@ def _measure_as_json(measured: Measured) -> dict[str, Any]:
     return answer
 
 
-def _print_text(
-    server: Target,
-    limits: Limits,
-    shown: dict[str, First],
-    refused: dict[str, str],
-    measured: list[Measured],
-) -> None:
-    any_shown = next(iter(shown.values()))
-    trust = "is trusted" if any_shown.distrust is None else f"is not trusted here: {any_shown.distrust}"
-    lines = [f"{server.host}:{server.port} at {server.address[0]}; its certificate {trust}", ""]
+def _print_text(result: Result) -> None:
+    server, limits = result.server, result.limits
+    trust = "is trusted" if result.distrust is None else f"is not trusted here: {result.distrust}"
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    lines = [f"{host}:{server.port} at {server.address[0]}; its certificate {trust}", ""]
     lines += [f"{'':17}{'per second':>10}{'p50 ms':>9}{'p99 ms':>9}{'count':>8}{'errors':>8}"]
-    lines += [_line(each) for each in measured]
-    lines += [f"{version} is not offered: {why}" for version, why in refused.items()]
+    lines += [_line(each) for each in result.measured]
+    lines += [f"{version} is not offered: {why}" for version, why in result.not_offered.items()]
     lines.append("")
     if limits.rate is not None:
         lines.append(f"not on this machine: at most {limits.rate:g} a second, so latencies count, not rates")
-    elif tallies := [each.tally for each in measured if each.tally and each.tally.seconds]:
+    elif tallies := [each.tally for each in result.measured if each.tally and each.tally.seconds]:
         took = sum(tally.cpu for tally in tallies) / sum(tally.seconds for tally in tallies)
         share = f"{took:.1f} of {os.cpu_count()} processors"
         lines.append(f"this client took {share}, and the server could not use them")
     for text in lines:
         click.echo(report.printable(text))
+
+
+def _print_errors(url: str, result: Result) -> None:
+    for version, why in result.failed.items():
+        report.error(f'"{url}": no handshake in {version}: {why}')
+    for each in result.measured:
+        for why, times in each.tally.errors.most_common() if each.tally else ():
+            report.error(f"{each.shown.protocol} {each.kind}: {times} failed: {why}")
+    if result.interrupted:
+        report.error("interrupted")
 
 
 def _line(measured: Measured) -> str:
