@@ -79,10 +79,10 @@ def is_ours(family: socket.AddressFamily, address: tuple[object, ...]) -> bool:
 def _host_and_port(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
-        port = parts.port or 443
+        port = 443 if parts.port is None else parts.port
     except ValueError as error:
         raise WrongUsage(f'expected "https://HOST[:PORT]", found "{url}": {str(error).lower()}') from None
-    if parts.scheme != "https" or not parts.hostname:
+    if parts.scheme != "https" or not parts.hostname or not port:
         raise WrongUsage(f'expected "https://HOST[:PORT]", found "{url}"')
     return parts.hostname, port
 

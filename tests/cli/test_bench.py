@@ -104,6 +104,7 @@ def test_nobody_there_is_exit_code_1():
         (("--own-host", "example.com", f"https://{ELSEWHERE}"), 'option "--own-host"'),
         (("http://localhost",), 'expected "https://HOST[:PORT]"'),
         (("https://localhost:99999",), 'expected "https://HOST[:PORT]"'),
+        (("https://localhost:0",), 'expected "https://HOST[:PORT]"'),
         (("--seconds", "3600", "https://localhost"), "seconds"),
         (("--count", "1000000", "https://localhost"), "count"),
         (("--clients", "1000", "https://localhost"), "clients"),
