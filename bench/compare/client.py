@@ -6,8 +6,16 @@ last byte; whatever is not as it must be raises, and ends the run.
 What a handshake was is known from itself: version, cipher and resumption are asked of
 OpenSSL (or seen by `tls13`, which is used where connections are new and OpenSSL's client
 would be the limit); the client offers a single group, so a handshake that succeeds used
-that; the certificate is the very one that the peer was given (with its signature, which TLS
-checks, this says as much as verifying it, at less than half the price), the chain as sent.
+that; the chain is the very one that the peer was given, to the last byte (with the leaf's
+signature, which TLS checks, this says as much as verifying it, at less than half the price).
+
+An answer has exactly one Content-Length, no Transfer-Encoding, and exactly the bytes that
+must come. Behind the last one may come the peer's close_notify and the end of the
+connection, nothing else: no byte, no other alert, no reset. Some end without a close_notify
+once they have ours (nginx, mitmproxy; granian a WebSocket). TLS has it for what could be
+cut off, and nothing can be: the length of every answer is known from itself, and it was
+there before we said goodbye. So that is no error, but it is counted apart (`TRUNCATED`).
+Where nothing was asked, a peer may say so before its end (HAProxy's status 400).
 
 Before: `load`, which decides when. Beside: `payload`.
 """
@@ -20,6 +28,7 @@ import ssl
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from bench.compare import payload
@@ -27,12 +36,15 @@ from bench.compare.loop import READ, WRITE, Steps
 from bench.compare.tls13 import Session, Tls13
 from bench.lineage import NAME
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
-_CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
+_FRAMING = re.compile(rb"\n((?:content-length|transfer-encoding|connection)[ \t]*):([^\n]*)", re.IGNORECASE)
+_FOLDED = re.compile(rb"\n[ \t]")
 _LONGEST_HEAD = 8192
 _RECEIVED = 1 << 16
-_GOODBYE = 24
-"""Bytes of a sealed close_notify of TLS 1.3."""
+_NOTHING_ASKED = b"HTTP/1.1 400 "
+_DER = 2
+"""ENCODING_DER of the certificates of `ssl`."""
+CLOSED, TRUNCATED = "closed", "truncated"
+"""Ends of connections: with a close_notify, without."""
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 Tls = ssl.SSLSocket | Tls13
@@ -51,11 +63,13 @@ class Client:
     port: int
     context: ssl.SSLContext | None
     """None: by `tls13`."""
-    leaves: Sequence[bytes]
-    """The certificates of which one must be shown, DER."""
+    chains: Sequence[Sequence[bytes]]
+    """Of which one must be shown; their certificates, DER."""
     handshakes: Counter[Handshake] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    """How connections ended to which a goodbye was said."""
     renewed: int = 0
-    """Handshakes that showed another than the first of `leaves`."""
+    """Handshakes that showed another than the first of `chains`."""
     number: int = 0
     """Of the last request."""
 
@@ -70,7 +84,9 @@ class Client:
         sock.setblocking(False)
         if self.context is None:
             return Tls13(sock, NAME, session)
-        return self.context.wrap_socket(sock, server_hostname=NAME, do_handshake_on_connect=False)
+        return self.context.wrap_socket(
+            sock, server_hostname=NAME, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
 
     def handshake(self, tls: Tls, resumes: bool = False) -> Steps:
         while True:
@@ -81,19 +97,16 @@ class Client:
                 yield READ
         cipher = tls.cipher()
         resumed = bool(tls.session_reused)
+        chain: Sequence[bytes] = ()
         if not resumed:
-            leaf = tls.getpeercert(binary_form=True)
-            if leaf not in self.leaves:
-                raise Wrong("another certificate")
-            self.renewed += leaf != self.leaves[0]
+            chain = chain_of(tls)
+            if chain not in self.chains:
+                known = any(chain[:1] == each[:1] for each in self.chains)
+                raise Wrong(f"another {'chain' if known else 'certificate'}, {len(chain)} certificates")
+            self.renewed += chain != self.chains[0]
         if resumed is not resumes:
             raise Wrong("resumed" if resumed else "a full handshake where one was to be resumed")
-        seen = (
-            tls.version() or "",
-            cipher[0] if cipher else "",
-            resumed,
-            0 if resumed else chain_length(tls),
-        )
+        seen = (tls.version() or "", cipher[0] if cipher else "", resumed, len(chain))
         self.handshakes[seen] += 1
 
     def get(self, tls: Tls) -> Generator[int, None, bool]:
@@ -121,9 +134,11 @@ class Client:
         yield from _send(tls, _head("GET", payload.DOWNLOAD))
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
+            if len(data) > _LONGEST_HEAD:
+                raise Wrong("no head of a response")
             data += yield from _received(tls)
         head, data = data[: end + 2], data[end + 4 :]
-        _check_status(head)
+        kept = _check_head(head, payload.LARGE_BYTES)
         got = len(data)
         if not payload.is_pattern(data, 0):
             raise Wrong("another download")
@@ -141,7 +156,7 @@ class Client:
             got += count
         if got > payload.LARGE_BYTES:
             raise Wrong("more than the download")
-        return not _CLOSE.search(head)
+        return kept
 
     def open_socket(self, tls: Tls) -> Steps:
         """Become a WebSocket."""
@@ -171,26 +186,29 @@ class Client:
                 raise Wrong(f"another message: {data[:40]!r}")
         return True
 
-    def goodbye(self, tls: Tls, *, answered: bool = False) -> Steps:
+    def goodbye(self, tls: Tls, *, answered: bool = True) -> Steps:
         """In good order, and only over when the peer has closed as well: then all its work is done.
 
-        `answered`: only its own goodbye may be to come. Raises Wrong, ConnectionResetError.
+        `answered`: else nothing was asked. Raises what `left` does.
         """
-        try:
+        if isinstance(tls, Tls13):
             tls.unwrap()
-        except (ssl.SSLError, OSError):
-            pass  # ours is sent; its own may come, or not
-        sock = tls.sock if isinstance(tls, Tls13) else tls
-        socket.socket.shutdown(sock, socket.SHUT_WR)  # an ssl.SSLSocket's own would forget the rest
-        rest = tls.unread if isinstance(tls, Tls13) else b""
-        while True:
-            yield READ
-            data = socket.socket.recv(sock, _RECEIVED)
-            if not data:
-                break
-            rest += data
-        if answered and len(rest) not in (0, _GOODBYE):
-            raise Wrong(f"{len(rest)} bytes behind the answer")
+        else:
+            _unwrap(tls)
+        socket.socket.shutdown(_plain(tls), socket.SHUT_WR)  # an ssl.SSLSocket's own would forget the rest
+        yield from self.left(tls, answered=answered)
+
+    def left(self, tls: Tls, *, answered: bool = True) -> Steps:
+        """Until the peer has closed, in good order. Raises Wrong, TlsError, OSError."""
+        end = yield from _end(tls, answered)
+        if end == CLOSED:
+            rest = tls.unread if isinstance(tls, Tls13) else b""
+            if not rest:
+                yield READ
+                rest = socket.socket.recv(_plain(tls), _RECEIVED)
+            if rest:
+                raise Wrong("bytes behind the close_notify")
+        self.ends[end] += 1
 
     def _ask(self, tls: Tls, request: bytes, path: str) -> Generator[int, None, bool]:
         yield from _send(tls, request)
@@ -205,14 +223,11 @@ class Client:
                 _check_status(head)
                 raise Wrong(f"another answer: {body[:80]!r}")
             data += yield from _received(tls)
-        _check_status(data)
         head = data[: -len(expected)]
+        kept = _check_head(head, len(expected))
         if data.find(b"\r\n\r\n") != len(head) - 4:
             raise Wrong(f"more than the answer: {data[:200]!r}")
-        said = _LENGTH.search(head)
-        if said is not None and int(said[1]) != len(expected):
-            raise Wrong(f"another length than that of the answer: {head[:200]!r}")
-        return not _CLOSE.search(head)
+        return kept
 
 
 def context(version: str, group: str, suite: str) -> ssl.SSLContext:
@@ -227,17 +242,21 @@ def context(version: str, group: str, suite: str) -> ssl.SSLContext:
     return made
 
 
-def leaf_of(fullchain: Path) -> bytes:
-    pem = fullchain.read_text()
+def certificates(fullchain: Path) -> list[bytes]:
+    """Of the file, DER."""
     end = "-----END CERTIFICATE-----"
-    return ssl.PEM_cert_to_DER_cert(pem[: pem.index(end) + len(end)])
+    *each, _ = fullchain.read_text().split(end)
+    return [ssl.PEM_cert_to_DER_cert(pem.strip() + "\n" + end) for pem in each]
 
 
-def chain_length(tls: Tls) -> int:
-    """Certificates that the peer sent."""
+def chain_of(tls: Tls) -> list[bytes]:
+    """The certificates that the peer sent, DER."""
+    if isinstance(tls, Tls13):
+        return tls.get_unverified_chain()
     # Public from Python 3.13 on.
     asked = tls if hasattr(tls, "get_unverified_chain") else getattr(tls, "_sslobj")  # noqa: B009
-    return len(asked.get_unverified_chain() or ())
+    chain = asked.get_unverified_chain() or ()
+    return [each if isinstance(each, bytes) else each.public_bytes(_DER) for each in chain]
 
 
 # Private
@@ -251,6 +270,69 @@ def _head(method: str, path: str, *fields: str) -> bytes:
 def _check_status(head: bytes) -> None:
     if not head.startswith(b"HTTP/1.1 200 "):
         raise Wrong(f"no success: {head[:80]!r}")
+
+
+@lru_cache(64)
+def _check_head(head: bytes, length: int) -> bool:
+    """Whether the connection may be kept; raises Wrong unless `head` is that of `length` bytes."""
+    _check_status(head)
+    kept, lengths = True, []
+    for name, value in _FRAMING.findall(head):
+        if name.lower() == b"connection":
+            kept = kept and value.strip().lower() != b"close"
+        else:
+            lengths.append((name.lower(), value.strip()))
+    if lengths != [(b"content-length", b"%d" % length)] or _FOLDED.search(head):
+        raise Wrong(f"another length than that of the answer: {head[:200]!r}")
+    return kept
+
+
+def _plain(tls: Tls) -> socket.socket:
+    return tls.sock if isinstance(tls, Tls13) else tls
+
+
+def _unwrap(tls: ssl.SSLSocket) -> None:
+    """Our close_notify, which leaves with the end that follows.
+
+    `unwrap` looks for the peer's at once, and takes a fatal alert for one. Nothing can be there:
+    the peer has not seen ours. Raises Wrong, OSError if something is.
+    """
+    tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    try:
+        tls.unwrap()
+    except ssl.SSLWantReadError:
+        return
+    raise Wrong("an end before ours")
+
+
+def _end(tls: Tls, answered: bool) -> Generator[int, None, str]:
+    """How the peer ends what it has to say.
+
+    Python 3.11 takes a reset for an end where OpenSSL reads, which is why we look before.
+    """
+    part = False
+    while True:
+        yield READ
+        if isinstance(tls, ssl.SSLSocket) and not socket.socket.recv(tls, 1, socket.MSG_PEEK):
+            if part:
+                raise Wrong("a part of a record behind the answer")
+            return TRUNCATED
+        try:
+            data = tls.recv(_RECEIVED)
+        except ssl.SSLWantReadError:
+            part = True
+            continue
+        except ssl.SSLZeroReturnError:
+            return CLOSED
+        except ssl.SSLEOFError:
+            if isinstance(tls, Tls13):
+                return TRUNCATED
+            raise
+        part = False
+        if not data:
+            return CLOSED
+        if answered or not data.startswith(_NOTHING_ASKED):
+            raise Wrong(f"{len(data)} bytes behind the answer")
 
 
 def _send(tls: Tls, data: bytes) -> Steps:

@@ -2,12 +2,14 @@
 
 The first hundred are not counted (tables grow, caches fill); every one has had a request,
 and after it silence, long enough for what is kept towards the bot to be let go where that
-is somebody's default. The kernel's memory for sockets is in no figure.
+is somebody's default. At the end all must be there still, and silent. The kernel's memory
+for sockets is in no figure.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -26,9 +28,11 @@ SILENCE = 5.0
 def measure(fleet: Fleet, connections: int) -> dict[str, Any]:
     """Bytes, for each peer."""
     peers: dict[str, dict[str, Any]] = {name: {} for name in fleet.peers}
+    loads: list[tuple[str, Load]] = []
     with ExitStack() as stack:
-        before = _opened(fleet, UNCOUNTED, peers, stack)
-        after = _opened(fleet, connections, peers, stack)
+        before = _opened(fleet, UNCOUNTED, peers, stack, loads)
+        after = _opened(fleet, connections, peers, stack, loads)
+        _close(loads, peers)
     for name, seen in peers.items():
         if "error" not in seen:
             seen["before"], seen["after"] = before[name], after[name]
@@ -39,12 +43,27 @@ def measure(fleet: Fleet, connections: int) -> dict[str, Any]:
 # Private
 
 
-def _opened(fleet: Fleet, count: int, peers: dict[str, dict[str, Any]], stack: ExitStack) -> dict[str, int]:
+def _opened(
+    fleet: Fleet,
+    count: int,
+    peers: dict[str, dict[str, Any]],
+    stack: ExitStack,
+    loads: list[tuple[str, Load]],
+) -> dict[str, int]:
     """Memory of each once so many more are open to it, which stay until the end of `stack`."""
     for name, peer in fleet.peers.items():
         load = stack.enter_context(Load(LOAD_CORE))
         opened = load.prepare(Order(CASE.name, peer.site.port, str(fleet.lineage.fullchain), idle=count))
         if problem := wrong(CASE, {**opened, "operations": count, "error_count": len(opened["errors"])}):
             peers[name]["error"] = problem
+        loads.append((name, load))
     time.sleep(SILENCE)
     return {name: accounting.memory(peer.pid) for name, peer in fleet.peers.items()}
+
+
+def _close(loads: Sequence[tuple[str, Load]], peers: dict[str, dict[str, Any]]) -> None:
+    """All of them, which must have been there until now, and end in good order."""
+    for name, load in loads:
+        done = load.go()
+        if done["error_count"]:
+            peers[name].setdefault("error", "; ".join(done["errors"]))

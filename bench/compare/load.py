@@ -3,7 +3,7 @@
 An order is a line of JSON on its standard input. It prepares (opens what must be open,
 gets the session that is to be resumed), says so, waits for the word, works for the given
 time, and reports as a line of JSON: how many operations, how long each took, what the
-handshakes were, and every error. `Load` is its other end.
+handshakes were, how connections ended, and every error. `Load` is its other end.
 
 Run by `Load` as `python -m bench.compare.load`. It offers one suite of TLS 1.3 only, which
 Python cannot say and OpenSSL's configuration (`openssl.cnf`) can.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ class Order:
     case: str
     port: int
     fullchain: str
-    """File of the certificate that the peer must show."""
+    """File of the chain that the peer must show."""
     also: str = ""
     """File of another that it may show, while one is being replaced."""
     seconds: float = 0.0
@@ -113,7 +114,7 @@ class Work:
         ours = case.version == "1.3" and case.operation in FRESH
         made = None if ours else client.context(case.version, case.group, case.suite)
         files = filter(None, (order.fullchain, order.also))
-        self._client = Client(order.port, made, [client.leaf_of(Path(file)) for file in files])
+        self._client = Client(order.port, made, [client.certificates(Path(file)) for file in files])
         self._loop = Loop()
         self._kept: list[Tls] = []
         self._sessions: list[Session] = []
@@ -131,6 +132,7 @@ class Work:
             self._sessions = [tls.session for tls in self._kept if isinstance(tls, Tls13)]
             self._close()
             self._client.handshakes.clear()
+            self._client.ends.clear()
         elif self._order.idle or case.operation not in FRESH:
             self._open(self._order.idle or self._at_once)
 
@@ -142,7 +144,9 @@ class Work:
         elif self._case.operation in FRESH and not self._order.idle:
             for _ in range(self._at_once):
                 self._visit_again()
-        elif not self._order.idle:
+        elif self._order.idle:
+            self._look_at_idle()
+        else:
             for tls in self._kept:
                 self._loop.start(tls, self._keep(tls), partial(self._kept_ended, tls))
         self._finish()
@@ -155,6 +159,7 @@ class Work:
             "error_count": len(self.errors),
             "errors": list(dict.fromkeys(self.errors))[:KEPT_ERRORS],
             "handshakes": self.handshakes(),
+            "ends": dict(self._client.ends),
             "renewed": self._client.renewed,
             "latency": percentiles(self._times),
             "times": [round(each * 1e6) for each in self._times] if self._order.rate else [],
@@ -222,17 +227,21 @@ class Work:
 
     def _keep(self, tls: Tls) -> Steps:
         operation = getattr(self._client, self._case.operation)
-        kept = True
-        while kept and self._goes_on():
+        while self._goes_on():
             began = time.perf_counter()
             kept = yield from operation(tls)
             self._times.append(time.perf_counter() - began)
+            if not kept:
+                yield from self._client.left(tls)
+                self._kept.remove(tls)
+                return
 
     def _kept_ended(self, tls: Tls, error: Exception | None) -> None:
-        """The peer has had enough requests of it: on to a new one, as a client would."""
+        """If the peer has had enough requests of it: on to a new one, as a client would."""
         self._note(error)
+        if tls in self._kept:
+            return  # the time is over: `_close` is for it
         tls.close()
-        self._kept.remove(tls)
         if self._goes_on():
             new = self._client.connect()
             self._kept.append(new)
@@ -243,12 +252,21 @@ class Work:
         yield from self._keep(tls)
 
     def _close(self) -> None:
-        for tls in self._kept:
-            self._loop.start(tls, self._client.goodbye(tls), lambda _: None)
+        """Say goodbye to all that are kept; after an error they are only closed."""
+        for tls in self._kept if not self.errors else ():
+            self._loop.start(tls, self._client.goodbye(tls), self._note)
         self._finish()
         for tls in self._kept:
             tls.close()
         self._kept.clear()
+
+    def _look_at_idle(self) -> None:
+        """What was closed, or has something to say, was not idle."""
+        poll = select.poll()
+        for tls in self._kept:
+            poll.register(tls, select.POLLIN)
+        if heard := len(poll.poll(0)):
+            self.errors.append(f"{heard} connections did not stay idle")
 
     # Until it is done
 

@@ -3,12 +3,14 @@
 OpenSSL's own client needs three times what a server needs for the same handshake (it
 decodes every key of the chain, and has no way not to), so that with it the load would be
 the limit. This one does what must be done and can be checked: it verifies the signature
-of the server and both Finished, by `cryptography`, and takes short cuts where only a real
-client's secrecy would suffer: its key share is the same for every connection.
+and the Finished of the server, by `cryptography`, and takes the messages of its flight in
+their order, each once, under its keys, and nothing else; `client` compares the chain. It
+takes short cuts where only a real client's secrecy would suffer: its key share is the same
+for every connection.
 
 It speaks TLS_AES_256_GCM_SHA384 over X25519 and offers nothing else, so that a handshake
-that succeeds has used them; it counts certificates and tickets as they come. Its methods
-are those of `ssl.SSLSocket` that `client` uses. The names are those of RFC 8446.
+that succeeds has used them; it counts tickets as they come. Its methods are those of
+`ssl.SSLSocket` that `client` uses. The names are those of RFC 8446.
 """
 
 from __future__ import annotations
@@ -32,8 +34,11 @@ from cryptography.x509 import load_der_x509_certificate
 
 SUITE, GROUP, VERSION = b"\x13\x02", b"\x00\x1d", b"\x03\x04"
 ECDSA_SHA256, RSA_PSS_SHA256 = b"\x04\x03", b"\x08\x04"
-CLIENT_HELLO, SERVER_HELLO, TICKET, CERTIFICATE, VERIFY, FINISHED = 1, 2, 4, 11, 15, 20
-ALERT, HANDSHAKE, DATA = 21, 22, 23
+CLIENT_HELLO, SERVER_HELLO, TICKET, EXTENSIONS, CERTIFICATE, VERIFY, FINISHED = 1, 2, 4, 8, 11, 15, 20
+FULL, RESUMED = (EXTENSIONS, CERTIFICATE, VERIFY, FINISHED), (EXTENSIONS, FINISHED)
+"""The messages of the server's flight: these, in this order."""
+CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, DATA = 20, 21, 22, 23
+CLOSE_NOTIFY = b"\x01\x00"
 SIZE = 48
 """Of a hash, hence of every secret."""
 _ZERO = bytes(SIZE)
@@ -44,6 +49,8 @@ _KEY = X25519PrivateKey.generate()
 _SHARE = _KEY.public_key().public_bytes_raw()
 _SIGNED = b" " * 64 + b"TLS 1.3, server CertificateVerify\0"
 _CHANGE_CIPHER_SPEC = b"\x14\x03\x03\x00\x01\x01"
+_SHA256 = hashes.SHA256()
+_ECDSA, _PSS = ec.ECDSA(_SHA256), padding.PSS(padding.MGF1(_SHA256), padding.PSS.DIGEST_LENGTH)
 _RECEIVED = 1 << 16
 
 
@@ -71,6 +78,8 @@ class Tls13:
         self._raw = b""
         self._messages = b""
         self._chain: list[bytes] = []
+        self._due: tuple[int, ...] = ()
+        """Messages of the server's flight that are to come."""
         self._reading: _Keys | None = None
         self._writing: _Keys | None = None
         self._step: Callable[[int, bytes], None] = self._server_hello
@@ -97,9 +106,6 @@ class Tls13:
     def cipher(self) -> tuple[str, str, int]:
         return "TLS_AES_256_GCM_SHA384", "TLSv1.3", 256
 
-    def getpeercert(self, binary_form: bool) -> bytes:
-        return self._chain[0]
-
     def get_unverified_chain(self) -> list[bytes]:
         return self._chain
 
@@ -109,17 +115,30 @@ class Tls13:
             kind, data = self._record()
             if kind != HANDSHAKE:
                 raise TlsError(f"a record of type {kind} in the handshake: {data!r}")
-            self._take(data)
+            try:
+                self._take(data)
+            except IndexError:
+                raise TlsError("a message that is cut short") from None
 
     def recv(self, _: int) -> bytes:
-        """What one record holds; nothing at the end."""
+        """What one record holds; nothing at the peer's close_notify.
+
+        Raises ssl.SSLEOFError where the connection ends without, TlsError for another alert.
+        """
         while True:
             kind, data = self._record()
-            if kind == DATA:
-                return data
-            if kind == ALERT:
+            if kind == HANDSHAKE:
+                self._take(data)
+            elif self._messages:
+                raise TlsError("half a message")
+            elif kind == ALERT:
+                if data != CLOSE_NOTIFY:
+                    raise TlsError(f"an alert: {data.hex()}")
                 return b""
-            self._take(data)
+            elif kind != DATA:
+                raise TlsError(f"a record of type {kind}")
+            elif data:
+                return data
 
     def send(self, data: bytes | memoryview) -> int:
         part = data[:16384]
@@ -134,7 +153,7 @@ class Tls13:
     def unwrap(self) -> None:
         if self._writing is None:
             raise OSError("there are no keys yet")
-        self.sock.send(self._sealed(ALERT, b"\x01\x00"))
+        self.sock.send(self._sealed(ALERT, CLOSE_NOTIFY))
 
     # Records
 
@@ -144,20 +163,26 @@ class Tls13:
             raw = self._raw
             if len(raw) >= 5 and len(raw) >= (end := 5 + int.from_bytes(raw[3:5], "big")):
                 self._raw = raw[end:]
-                if raw[0] == 20:
+                if raw[0] == CHANGE_CIPHER_SPEC and not self._done and raw[5:end] == b"\x01":
                     continue  # for middle boxes
-                if self._reading is None or raw[0] != DATA:
+                if self._reading is None:
                     return raw[0], raw[5:end]
+                if raw[0] != DATA:
+                    raise TlsError(f"a record of type {raw[0]} that is not sealed")
                 inner = self._reading.open(raw[:5], raw[5:end]).rstrip(b"\0")
+                if not inner:
+                    raise TlsError("a record of no type")
                 return inner[-1], inner[:-1]
             try:
                 more = self.sock.recv(_RECEIVED)
             except BlockingIOError:
                 raise ssl.SSLWantReadError from None
             if not more:
-                if self._done:
-                    return ALERT, b""
-                raise TlsError("the end of the connection in the handshake")
+                if not self._done:
+                    raise TlsError("the end of the connection in the handshake")
+                if self._raw:
+                    raise TlsError("half a record")
+                raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the end without a close_notify")
             self._raw += more
 
     def _sealed(self, kind: int, data: bytes) -> bytes:
@@ -194,13 +219,14 @@ class Tls13:
         share = found.get(51, b"")
         if found.get(43) != VERSION or share[:4] != GROUP + b"\0\x20":
             raise TlsError("another version or group")
+        self._is_last()
         self.session_reused = 41 in found
-        if not self.session_reused:
-            self._early = _EARLY
+        self._due = RESUMED if self.session_reused else FULL
         self._transcript.update(message)
         seen = self._transcript.digest()
         shared = _KEY.exchange(X25519PublicKey.from_public_bytes(share[4:]))
-        secret = hmac.digest(_derived(self._early, _NEXT, _NOTHING), shared, "sha384")
+        salt = _derived(self._early, _NEXT, _NOTHING) if self.session_reused else _SALT
+        secret = hmac.digest(salt, shared, "sha384")
         self._ours = _derived(secret, _CLIENT_HANDSHAKE, seen)
         self._theirs = _derived(secret, _SERVER_HANDSHAKE, seen)
         self._reading, self._writing = _Keys(self._theirs), _Keys(self._ours)
@@ -208,19 +234,26 @@ class Tls13:
         self._step = self._server_flight
 
     def _server_flight(self, kind: int, message: bytes) -> None:
+        if kind != self._due[0]:
+            raise TlsError(f"a message of type {kind} where {self._due[0]} is due")
+        self._due = self._due[1:]
         if kind == CERTIFICATE:
             self._chain = _certificates(message)
         elif kind == VERIFY:
             verify(self._chain[0], message, _SIGNED + self._transcript.digest())
         elif kind == FINISHED:
-            if not self._chain and not self.session_reused:
-                raise TlsError("no certificate")
+            self._is_last()
             if message[4:] != _finished(self._theirs, self._transcript.digest()):
                 raise TlsError("a wrong Finished")
             self._transcript.update(message)
             self._finish()
             return
         self._transcript.update(message)
+
+    def _is_last(self) -> None:
+        """Of its keys: what follows must be under the next."""
+        if self._messages:
+            raise TlsError("a message behind the last one of its keys")
 
     def _finish(self) -> None:
         seen = self._transcript.digest()
@@ -260,10 +293,9 @@ def verify(leaf: bytes, message: bytes, signed: bytes) -> None:
     key, algorithm, signature = _public_key(leaf), message[4:6], message[8:]
     try:
         if isinstance(key, ec.EllipticCurvePublicKey) and algorithm == ECDSA_SHA256:
-            key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+            key.verify(signature, signed, _ECDSA)
         elif isinstance(key, rsa.RSAPublicKey) and algorithm == RSA_PSS_SHA256:
-            salted = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
-            key.verify(signature, signed, salted, hashes.SHA256())
+            key.verify(signature, signed, _PSS, _SHA256)
         else:
             raise TlsError("a signature of another kind")
     except InvalidSignature:
@@ -320,11 +352,16 @@ def _extensions(block: bytes) -> dict[int, bytes]:
 
 
 def _certificates(message: bytes) -> list[bytes]:
-    found, position = [], 8  # after an empty context
+    """In a message with an empty context, and with no extensions, of which none was offered."""
+    found, position = [], 8
     while position < len(message):
         end = position + 3 + int.from_bytes(message[position : position + 3], "big")
         found.append(message[position + 3 : end])
-        position = end + 2 + int.from_bytes(message[end : end + 2], "big")
+        position = end + 2
+        if message[end:position] != b"\0\0":
+            raise TlsError("a certificate with extensions, or cut short")
+    if message[4:8] != b"\0" + (len(message) - 8).to_bytes(3, "big") or not found:
+        raise TlsError("a Certificate that is none")
     return found
 
 
@@ -352,6 +389,10 @@ _NEXT, _BINDER, _RESUMPTION, _CLIENT_HANDSHAKE, _SERVER_HANDSHAKE, _CLIENT_DATA,
 
 def _derived(secret: bytes, info: bytes, seen: bytes) -> bytes:
     return hmac.digest(secret, info + seen + b"\x01", "sha384")
+
+
+_SALT = _derived(_EARLY, _NEXT, _NOTHING)
+"""Of a handshake that resumes nothing."""
 
 
 def _finished(secret: bytes, seen: bytes) -> bytes:

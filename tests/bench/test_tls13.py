@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from bench.compare import tls13
-from bench.compare.client import chain_length
-from bench.compare.tls13 import Tls13, TlsError
+from bench.compare.client import chain_of
+from bench.compare.tls13 import Session, Tls13, TlsError
+from tests.bench.by_hand import CERTIFICATE, EXTENSIONS, FINISHED, FULL, RESUMED, VERIFY, ByHand, listening
 from tests.certs import Issued, Key, ecdsa_key, root, rsa_key
 
 NAME = "localhost"
@@ -72,10 +74,7 @@ def test_it_speaks_with_openssl_and_counts_what_was_sent(tmp_path, keys, tickets
     site = root().intermediate().issue(NAME, key=KEYS[keys]())
     with server(site, tmp_path, 1, num_tickets=tickets) as port, connection(port) as tls:
         assert said(tls) == b"something"
-        assert tls.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(
-            site.chain_pem.decode().partition("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----"
-        )
-        assert chain_length(tls) == 2
+        assert chain_of(tls) == [each.public_bytes(Encoding.DER) for each in site.chain]
         assert tls.tickets == tickets
         assert not tls.session_reused
 
@@ -109,3 +108,55 @@ def test_it_speaks_nothing_but_tls_1_3(tmp_path, settings):
         pytest.raises(TlsError),
     ):
         tls.do_handshake()
+
+
+def shaken(flight: Sequence[int], *, resumed: bool, behind: bytes = b"") -> None:
+    """Shakes hands with a server that has `flight` for its own, then `behind` under the same keys."""
+    site = root().intermediate().issue(NAME, key=ecdsa_key())
+    key = site.key
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    chain = [each.public_bytes(Encoding.DER) for each in site.chain]
+    session = Session(b"a ticket", bytes(range(48)), 0, time.monotonic()) if resumed else None
+
+    def serve(plain: socket.socket) -> None:
+        ByHand(plain, chain, key, flight, session.key if session else b"", behind).recv(1)
+
+    with listening(serve) as port, connection(port, session) as tls:
+        tls.do_handshake()
+        assert tls.session_reused is resumed
+        assert chain_of(tls) == ([] if resumed else chain)
+
+
+@pytest.mark.parametrize(("flight", "resumed"), [(FULL, False), (RESUMED, True)])
+def test_it_speaks_with_a_server_by_hand(flight, resumed):
+    shaken(flight, resumed=resumed)
+
+
+@pytest.mark.parametrize(
+    ("flight", "resumed"),
+    [
+        ((EXTENSIONS, CERTIFICATE, FINISHED), False),
+        ((CERTIFICATE, VERIFY, FINISHED), False),
+        ((EXTENSIONS, EXTENSIONS, CERTIFICATE, VERIFY, FINISHED), False),
+        ((EXTENSIONS, CERTIFICATE, VERIFY, VERIFY, FINISHED), False),
+        ((EXTENSIONS, CERTIFICATE, CERTIFICATE, VERIFY, FINISHED), False),
+        ((CERTIFICATE, EXTENSIONS, VERIFY, FINISHED), False),
+        ((EXTENSIONS, CERTIFICATE, VERIFY, 13, FINISHED), False),
+        ((FINISHED,), True),
+        (FULL, True),
+    ],
+)
+def test_the_messages_of_the_server_come_in_their_order_and_once(flight, resumed):
+    with pytest.raises(TlsError, match="is due"):
+        shaken(flight, resumed=resumed)
+
+
+def test_nothing_comes_behind_the_finished_under_its_keys():
+    ticket = tls13._message(tls13.TICKET, bytes(20))
+    with pytest.raises(TlsError, match="behind the last one of its keys"):
+        shaken(FULL, resumed=False, behind=ticket)
+
+
+def test_nothing_comes_in_the_clear_once_there_are_keys():
+    with pytest.raises(TlsError, match="not sealed"):
+        shaken((), resumed=False)
