@@ -22,8 +22,8 @@ help:
 	@echo 'make trials  attacks and faults, each beside a client that minds; needs a quiet machine'
 	@echo 'make bench   side by side with nginx and others, 15 minutes on two quiet cores; see bench/README.md'
 	@echo 'make check   lint, formatting, types'
-	@echo 'make gate    does this tree cost more instructions than the commit it started from? (valgrind, git)'
-	@echo 'make gate-baseline  what it costs, written down for where there is no history'
+	@echo 'make gate    does this tree cost more instructions than when costs were last accepted? (valgrind, git)'
+	@echo 'make gate-baseline  accept what it costs: written down for this build, and the base once committed'
 	@echo 'make schema  write botproxy/config/schema.json, the configuration as editors know it'
 	@echo 'make clean   remove the virtual environment and what tools have left behind'
 

@@ -1,19 +1,23 @@
 """Everything that `make bench` measures, one part after the other; each writes a file of its own.
 
 Run `python -m bench.compare`. `--quick` is for a look: few peers, few rounds, short slices,
-and the results go to the folder that `--results` names. A part that cannot be measured says
-why in its file, and the others go on; the exit code is then 1.
+and like every choice of some it needs `--results`, because what is written replaces all that
+was in its folder. What cannot be measured, a part or a peer, says why in its file, and the
+others go on; the exit code is then 1. That a peer is not installed is no failure; that
+valgrind is not is one. Exit code 2: usage, or a Python whose client cannot do what is asked.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import resource
 import signal
+import ssl
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -33,13 +37,15 @@ from bench.peers.nginx import Nginx, NginxAlike
 from bench.peers.peer import Peer
 from bench.peers.python import Uvicorn
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 FLOORS = {"OpenSSL, one ticket": 1, "OpenSSL, two tickets": 2}
 PARTS = ("idle", "cases", "steady", "reload", "scaling", "instructions")
 RELOADING = (Botproxy, Nginx, Haproxy, Caddy, Hitch)
 """Those that know a reload, and two workers that are alike."""
 COUNTED = (Botproxy, Nginx, NginxAlike, Haproxy, Uvicorn)
 """Of those that end in order under valgrind, and do not translate themselves while they run."""
+MISSING = "missing"
+"""Said of a peer that is not installed."""
 SCALED = ("visit", "keep-alive")
 """Cases."""
 
@@ -98,9 +104,11 @@ class Run:
             found = measure()
         except (OSError, ValueError, AssertionError, LoadError) as error:
             found = {"error": f"{type(error).__name__}: {error}"}
-            self.failed.append(name)
         seconds = time.monotonic() - began
-        print(f"{seconds:.0f} s{' ' + found['error'] if 'error' in found else ''}", flush=True)
+        problems = list(failures(found))
+        if problems:
+            self.failed.append(name)
+        print(f"{seconds:.0f} s{''.join(f' {problem}' for problem in problems)}", flush=True)
         text = as_text({"date": self._date, "took_seconds": seconds, **found})
         (self.plan.results / f"{name}.json").write_text(text)
 
@@ -138,6 +146,61 @@ def as_text(found: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def failures(found: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Everything below `found` that could not be measured, and why: errors, and problems of peers.
+
+    A peer that is not installed has no failure.
+    """
+    for key, value in found.items():
+        if key == "error":
+            if value != MISSING:
+                yield f"{where}{value}"
+        elif key == "problems":
+            yield from (f"{where}{name}: {why}" for name, why in value.items() if why != MISSING)
+        elif isinstance(value, Mapping):
+            yield from failures(value, f"{where}{key}: ")
+
+
+def lacking() -> str | None:
+    """What the Python that runs the load cannot do: offer one group alone, which came with 3.11.4."""
+    try:
+        for case in CASES:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ecdh_curve(case.group)
+    except (ssl.SSLError, ValueError) as error:
+        return (
+            f"expected a Python whose TLS client can offer {case.group} alone, as from 3.11.4 on; "
+            f"found {platform.python_version()} ({error}); name another with: make PYTHON=python3.12 bench"
+        )
+    return None
+
+
+def wanted(arguments: Sequence[str]) -> Plan:
+    """What the command line asks for; ends with 2 where it would leave less in RESULTS than there is."""
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    parser.add_argument("--results", type=Path, help="folder of the JSON files, all of which are replaced")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--peer", action="append", choices=[kind.name for kind in PEERS], help="these only")
+    parser.add_argument("--case", action="append", choices=list(BY_NAME), help="these only")
+    parser.add_argument("--part", action="append", choices=PARTS, help="these only")
+    chosen = parser.parse_args(arguments)
+    results = chosen.results or RESULTS
+    if (chosen.quick or chosen.peer or chosen.case or chosen.part) and results.resolve() == RESULTS:
+        parser.error(
+            f"this measures a part of everything, and would replace all of {RESULTS}; "
+            "name another folder with --results FOLDER"
+        )
+    if (problem := lacking()) is not None:
+        parser.error(problem)
+    plan = replace(QUICK if chosen.quick else Plan(RESULTS), results=results)
+    if chosen.peer:
+        plan = replace(plan, peers=[kind for kind in PEERS if kind.name in chosen.peer])
+    if chosen.case:
+        plan = replace(plan, cases=[BY_NAME[name] for name in chosen.case])
+    if chosen.part:
+        plan = replace(plan, parts=chosen.part)
+    return plan
+
+
 # Private
 
 
@@ -168,20 +231,7 @@ def _lines(value: Any, depth: int = 2) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--peer", action="append", choices=[kind.name for kind in PEERS], help="these only")
-    parser.add_argument("--case", action="append", choices=list(BY_NAME), help="these only")
-    parser.add_argument("--part", action="append", choices=PARTS, help="these only")
-    chosen = parser.parse_args()
-    wanted = replace(QUICK if chosen.quick else Plan(RESULTS), results=chosen.results)
-    if chosen.peer:
-        wanted = replace(wanted, peers=[kind for kind in PEERS if kind.name in chosen.peer])
-    if chosen.case:
-        wanted = replace(wanted, cases=[BY_NAME[name] for name in chosen.case])
-    if chosen.part:
-        wanted = replace(wanted, parts=chosen.part)
+    plan = wanted(sys.argv[1:])
     # Peers are sessions of their own, and would outlive us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    sys.exit(main(wanted))
+    sys.exit(main(plan))

@@ -81,10 +81,15 @@ def _count(ready: Fleet, kind: type[Peer], case: str, count: int) -> dict[str, A
         for _ in range(TRIES):
             try:
                 cost = instructions.per_operation(server, count, by_object=kind in BY_OBJECT)
-                return cost.as_json()
+                return {"tool": _tool(kind), **cost.as_json()}
             except (instructions.CountError, LoadError, OSError) as error:
                 problem = f"{type(error).__name__}: {error}"
         return {"error": problem}
+
+
+def _tool(kind: type[Peer]) -> str:
+    """What counts it: both count the same instructions, and one says whose they are."""
+    return instructions.OBJECTS if kind in BY_OBJECT else instructions.TOTALS
 
 
 def _as_new(peer: Peer) -> None:

@@ -5,7 +5,9 @@
 
     stages     what is run: botproxy's own functions over one exchange, and a handshake in memory
     counted    the same under valgrind, each stage in a process of its own
-    served     a whole botproxy: what a handshake and a request cost all of its processes
+    served     a whole botproxy: what handshakes, requests, WebSockets and bodies cost its worker
+    parts      one start of a server under callgrind, counted part by part
+    bot        what is behind it
     trees      two copies of botproxy: this one, and that of the base commit
     verdict    which changes fail (pure)
     gate       all of that in order

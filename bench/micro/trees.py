@@ -1,9 +1,11 @@
 """Two copies of botproxy side by side: this working tree's, and that of the commit before the change.
 
-Which commit that is: the one that is named; else where the branch left the main one; on the main branch
-itself the last commit, or the one before it when nothing is uncommitted. Copies lie in directories whose
-names are equally long and are compiled before they are used, so that nothing but the code differs. Only
-botproxy is copied: what is run over it comes from here in both cases, so that it is the same work.
+Which commit that is: the one that is named; else where the branch left the remote's main one, which has been
+through the gate itself; else, as on that one or without a remote, the commit that last wrote BASELINE: what
+it costs was accepted there. If that is the last commit, the one before it, or the last one itself when
+something is uncommitted. Copies lie in directories whose names are equally long and are compiled before they
+are used, so that nothing but the code differs. Only botproxy is copied: what is run over it comes from here
+in both cases, so that it is the same work.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "botproxy"
 GIT = ("git", "-c", f"safe.directory={ROOT}")
 """CI may run as another account than the one that checked out; the code from there is run all the same."""
-MAIN = ("origin/main", "origin/HEAD", "main")
-"""Names of the main branch, the first that exists."""
+MAIN = ("origin/HEAD", "origin/main", "origin/master")
+"""Names of the remote's main branch, the first that exists."""
+BASELINE = Path("bench/micro/baseline.json")
+"""What it cost when it was last accepted, below ROOT."""
 ACCEPTED = "Costs"
 """Trailer of a commit message that says which workload may cost more: `Costs: route +5%, because ...`."""
 
@@ -33,19 +37,26 @@ def base_commit(named: str | None) -> str | None:
             raise LookupError(f'expected a commit, found "{named}"')
         return found
     head = _commit("HEAD")
-    main = next((name for name in MAIN if _commit(name) is not None), None)
     if head is None:
         return None
-    left = _git("merge-base", "HEAD", main) if main is not None else head
-    if left != head:
+    left = _left()
+    if left not in (None, head):
         return left
+    if _git("rev-parse", "--is-shallow-repository") != "false":
+        return None  # what it does not know may have changed what it costs
+    accepted = _git("log", "-1", "--format=%H", "--", str(BASELINE))
+    if accepted and accepted != head:
+        return accepted
     return head if _git("status", "--porcelain", "--", PACKAGE) else _commit("HEAD^")
 
 
 def is_changed(base: str) -> bool:
     """Whether this tree's botproxy differs from that of `base`."""
-    untracked = _git("ls-files", "--others", "--exclude-standard", "--", PACKAGE)
-    return bool(_git("diff", "--name-only", base, "--", PACKAGE) or untracked)
+    changes = (
+        _git("ls-files", "--others", "--exclude-standard", "--", PACKAGE),
+        _git("diff", "--name-only", base, "--", PACKAGE),
+    )
+    return changes != ("", "")
 
 
 def accepted_since(base: str) -> list[str]:
@@ -75,6 +86,12 @@ def copy_tree(place: Path) -> Path:
 
 
 # Private
+
+
+def _left() -> str | None:
+    """Where this branch and the remote's main one were the same."""
+    main = next((name for name in MAIN if _commit(name) is not None), None)
+    return _git("merge-base", "HEAD", main) if main is not None else None
 
 
 def _compiled(directory: Path) -> Path:

@@ -8,6 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
+from bench import instructions
+from bench.compare import __main__ as compare
+from bench.compare import counted
 from bench.compare.__main__ import Plan, main
 from bench.compare.cases import BY_NAME
 from bench.compare.fleet import LOAD_CORE, fleet
@@ -30,6 +33,27 @@ def offers_one_group() -> bool:
 
 
 loads = pytest.mark.skipif(not offers_one_group(), reason="its client cannot offer one group alone")
+
+
+class Dying(Peer):
+    name = "dying"
+    program = "false"
+    template = "nginx.conf"
+    command = ""
+
+    def configure(self) -> None:
+        """It reads nothing."""
+
+    @classmethod
+    def version(cls) -> str:
+        return "none"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return (self.program,)
+
+    def tell(self) -> Told:
+        return Told(0.0, None)
 
 
 class Absent(Peer):
@@ -105,3 +129,76 @@ def test_a_slice_with_anything_else_in_it_is_no_number(change, why):
     }
     assert wrong(VISIT, right) is None
     assert why in str(wrong(VISIT, {**right, **change})), asdict(VISIT)
+
+
+@pytest.mark.parametrize(
+    "choice", [["--quick"], ["--peer", "nginx"], ["--case", "visit"], ["--part", "idle"]], ids=" ".join
+)
+def test_a_part_of_everything_does_not_replace_all_results(choice, tmp_path, monkeypatch, capsys):
+    kept = tmp_path / "case-visit.json"
+    kept.write_text("{}")
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    monkeypatch.setattr(compare, "lacking", lambda: None)
+    for arguments in (choice, [*choice, "--results", str(tmp_path)]):
+        with pytest.raises(SystemExit) as ended:
+            compare.wanted(arguments)
+        assert ended.value.code == 2
+        assert "name another folder with --results FOLDER" in capsys.readouterr().err
+    assert kept.exists()
+    other = tmp_path / "other"
+    assert compare.wanted([*choice, "--results", str(other)]).results == other
+    assert compare.wanted([]).results == tmp_path
+
+
+def test_a_python_whose_client_cannot_offer_one_group_is_refused_at_once(monkeypatch, capsys):
+    class Old(ssl.SSLContext):
+        def set_ecdh_curve(self, name: str) -> None:
+            raise ssl.SSLError("[EC: UNKNOWN_GROUP] unknown group")
+
+    monkeypatch.setattr(ssl, "SSLContext", Old)
+    with pytest.raises(SystemExit) as ended:
+        compare.wanted([])
+    assert ended.value.code == 2
+    assert "3.11.4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["idle", "steady", "scaling", "reload", "instructions"])
+def test_a_peer_that_failed_is_a_failed_run(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "RELOADING", (Dying,))
+    monkeypatch.setattr(compare, "COUNTED", (Dying,))
+    plan = Plan(tmp_path, peers=[Dying], rounds=1, parts=[part], counts={"visit": 1})
+    assert main(plan) == 1
+    (found,) = [path for path in tmp_path.glob("*.json") if path.name != "versions.json"]
+    assert "ended with 1" in found.read_text()
+
+
+def test_without_valgrind_the_run_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(instructions, "is_here", lambda: False)
+    assert main(Plan(tmp_path, peers=[Absent], parts=["instructions"])) == 1
+
+
+def test_one_that_is_not_installed_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "RELOADING", (Absent,))
+    assert main(Plan(tmp_path, peers=[Absent], parts=["idle", "reload"])) == 0
+
+
+def test_a_count_says_which_tool_has_counted(tmp_path, monkeypatch):
+    class Cost:
+        def as_json(self) -> dict[str, int]:
+            return {"instructions": 1}
+
+    asked = []
+
+    def per_operation(_: object, count: int, *, by_object: bool) -> Cost:
+        asked.append(by_object)
+        return Cost()
+
+    monkeypatch.setattr(instructions, "per_operation", per_operation)
+    monkeypatch.setattr(counted, "BY_OBJECT", (Botproxy,))
+    monkeypatch.setattr(Dying, "is_here", lambda: True)
+    found = counted.measure([Botproxy, Dying], {"visit": 1})["cases"]["visit"]
+    assert found == {
+        "botproxy": {"tool": "callgrind", "instructions": 1},
+        "dying": {"tool": "cachegrind", "instructions": 1},
+    }
+    assert sorted(asked) == [False, True]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.micro import trees
+from bench.micro import gate, trees
 from bench.micro.gate import Costs, judge
 from tests.harness import program
 
@@ -34,6 +36,19 @@ class Repository:
         self.git("commit", "--quiet", "--message", message)
         return self.git("rev-parse", "HEAD")
 
+    def accept(self) -> str:
+        """Write the baseline anew, in a commit of its own."""
+        file = self._directory / trees.BASELINE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("[]")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "what it costs by now")
+        return self.git("rev-parse", "HEAD")
+
+    def push(self) -> None:
+        """To a remote that has nothing else."""
+        self.git("update-ref", "refs/remotes/origin/main", "HEAD")
+
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
@@ -42,23 +57,71 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     return Repository(tmp_path)
 
 
-def test_a_branch_is_compared_with_where_it_left_the_main_one(repository):
+def test_a_branch_is_compared_with_where_it_left_the_main_one_of_the_remote(repository):
+    repository.commit("a = 0")
+    repository.accept()
     left = repository.commit("a = 1")
+    repository.push()
     repository.git("switch", "--quiet", "--create", "mine")
     repository.commit("a = 2")
     repository.commit("a = 3")
-    repository.git("switch", "--quiet", "main")
-    repository.commit("a = 4")
-    repository.git("switch", "--quiet", "mine")
     assert trees.base_commit(None) == left
 
 
-def test_the_main_branch_is_compared_with_its_last_commit_or_the_one_before(repository):
+@pytest.mark.parametrize("pushed", [False, True], ids=["no remote", "pushed"])
+def test_the_main_branch_is_compared_with_where_its_costs_were_accepted(repository, pushed):
+    """Else a regression in any commit but the last would never be seen."""
+    repository.commit("a = 0")
+    accepted = repository.accept()
+    repository.commit("a = 1")
+    repository.commit("a = 2")
+    if pushed:
+        repository.push()
+    assert trees.base_commit(None) == accepted
+    repository.file.write_text("a = 3")
+    assert trees.base_commit(None) == accepted
+
+
+def test_where_costs_were_accepted_is_compared_with_the_commit_before_or_with_what_is_changed(repository):
+    before = repository.commit("a = 0")
+    accepted = repository.accept()
+    assert trees.base_commit(None) == before
+    repository.file.write_text("a = 3")
+    assert trees.base_commit(None) == accepted
+
+
+def test_without_a_baseline_it_is_the_last_commit_or_the_one_before(repository):
     first = repository.commit("a = 1")
     last = repository.commit("a = 2")
     assert trees.base_commit(None) == first
     repository.file.write_text("a = 3")
     assert trees.base_commit(None) == last
+
+
+def test_a_shallow_clone_has_no_base(repository, tmp_path, monkeypatch):
+    """It would take its oldest commit for the one that wrote everything."""
+    repository.commit("a = 0")
+    repository.accept()
+    for number in range(4):
+        repository.commit(f"a = {number + 1}")
+    shallow = tmp_path / "shallow"
+    repository.git("clone", "--quiet", "--depth=3", f"file://{tmp_path}", str(shallow))
+    monkeypatch.setattr(trees, "ROOT", shallow)
+    monkeypatch.setattr(trees, "GIT", ("git",))
+    assert trees.base_commit(None) is None
+
+
+def test_nothing_is_compared_in_capitals(repository, tmp_path, monkeypatch, capsys):
+    program("valgrind")
+    monkeypatch.setattr(gate, "BASELINE", tmp_path / "none.json")
+    monkeypatch.setattr(gate, "build", dict)
+    assert gate.main(None, False) == 0
+    assert "SKIPPED, NOTHING WAS COMPARED" in capsys.readouterr().out
+
+
+def test_a_commit_that_git_cannot_compare_with_is_not_the_same(repository):
+    repository.commit("a = 1")
+    assert trees.is_changed("0" * 40)
 
 
 def test_the_first_commit_has_no_base_and_neither_has_a_tree_without_history(repository):
@@ -123,3 +186,56 @@ def test_what_does_not_work_fails_whatever_it_cost():
         return Costs({}, ("route",))
 
     assert judge(counts(100.0, 100.0), broken, {}) == 1
+
+
+ANYWHERE = {"route": 100.0, "request head": 100.0}
+
+
+def known(costs: dict[str, float], *broken: str) -> Callable[[], Costs]:
+    return lambda: Costs(costs, broken)
+
+
+def test_what_cannot_be_measured_in_the_base_does_not_pass_in_silence(capsys):
+    """As when a function that the stages use has another name there."""
+    assert judge(known({}, "stages"), known(ANYWHERE), {}) == 1
+    said = capsys.readouterr().out
+    assert "Costs: NAME anew" in said
+    last = said.splitlines()[-1]
+    assert last == (
+        "gate: FAILED: route, request head; 0 of 2 workloads compared, NOT COMPARED: route, request head"
+    )
+
+
+def test_the_baseline_of_this_build_stands_in_for_a_base_that_cannot_be_measured(capsys):
+    assert judge(known({}, "stages"), known(ANYWHERE), {}, ANYWHERE) == 0
+    assert capsys.readouterr().out.endswith("accepted; 2 of 2 workloads compared\n")
+    assert judge(known({}, "stages"), known(ANYWHERE), {}, {"route": 50.0, "request head": 100.0}) == 1
+    assert judge(known({}, "stages"), known(ANYWHERE), {}, {"route": 100.0}) == 1
+
+
+def test_a_commit_can_accept_that_there_is_no_base_and_the_last_line_says_so(capsys):
+    base = known({"route": 100.0}, "request head")
+    assert judge(base, known(ANYWHERE), {"request head": math.inf}) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("; 1 of 2 workloads compared, NOT COMPARED: request head")
+
+
+def test_what_has_a_cost_in_the_base_and_none_here_fails():
+    assert judge(known(ANYWHERE), known({"route": 100.0}), {}) == 1
+
+
+def test_the_baseline_keeps_what_other_builds_cost_if_it_was_counted_alike(tmp_path, monkeypatch):
+    file = tmp_path / "baseline.json"
+    entries = [
+        {"build": "another", "workloads": {"route": 1}},
+        {"build": "one of before", "workloads": {"route, in seconds": 1}},
+        {"build": "this", "workloads": {"route": 1}},
+    ]
+    file.write_text(json.dumps(entries))
+    monkeypatch.setattr(gate, "BASELINE", file)
+    monkeypatch.setattr(gate, "build", lambda: "this")
+    monkeypatch.setattr(trees, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match="nothing was written, these do not work: route"):
+        gate.write(Costs({}, ("route",)))
+    gate.write(Costs({"route": 2.2}))
+    assert json.loads(file.read_text()) == [entries[0], {"build": "this", "workloads": {"route": 2}}]

@@ -46,10 +46,22 @@ def test_a_commit_accepts_a_growth_of_what_it_names_up_to_what_it_says():
     assert failed(base, tree, "served: handshake + request +10.5 %", "request fields +20%", "whatever") == []
 
 
-def test_what_is_new_is_named_and_passes():
-    (new,) = compare({}, {"route": 100.0}, {})
-    assert not new.failed
-    assert row(new).endswith("new")
+@pytest.mark.parametrize(
+    ("name", "line", "passes"),
+    [
+        ("route", "", False),
+        ("route", "route +500%, because it is slow", False),
+        ("route", "route anew, because it has another name", True),
+        ("route", "stages anew", True),
+        ("route", "served anew", False),
+        ("served: request", "served anew: another bot", True),
+        ("served: request", "stages anew", False),
+    ],
+)
+def test_what_has_no_base_passes_only_when_a_commit_says_so(name, line, passes):
+    (new,) = compare({}, {name: 100.0}, accepted([line]))
+    assert new.failed is not passes
+    assert row(new).endswith("accepted without a base" if passes else "NOT COMPARED: has no base")
 
 
 def test_what_no_longer_works_fails_also_when_it_is_new():
