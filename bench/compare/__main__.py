@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.compare import counted, idle, renewal, rounds, scaling, steady, versions
+from bench.compare import counted, idle, renewal, rest, rounds, scaling, steady, versions
 from bench.compare.cases import BY_NAME, CASES, Case
 from bench.compare.fleet import PEERS, SERVER_CORE, Fleet, Haproxy, fleet
 from bench.compare.floor import Floor
@@ -39,7 +39,7 @@ from bench.peers.python import Uvicorn
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FLOORS = {"OpenSSL, one ticket": 1, "OpenSSL, two tickets": 2}
-PARTS = ("idle", "cases", "steady", "reload", "scaling", "instructions")
+PARTS = ("rest", "idle", "cases", "steady", "reload", "scaling", "instructions")
 RELOADING = (Botproxy, Nginx, Haproxy, Caddy, Hitch)
 """Those that know a reload, and two workers that are alike."""
 COUNTED = (Botproxy, Nginx, NginxAlike, Haproxy, Uvicorn)
@@ -119,6 +119,8 @@ def main(plan: Plan) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     run = Run(plan)
     run.write("versions", partial(versions.everything, plan.peers))
+    if "rest" in plan.parts:
+        run.write("rest", partial(rest.measure, plan.peers))
     with fleet(plan.peers, "ecdsa") as ready:
         if "idle" in plan.parts:
             run.write("idle", partial(idle.measure, ready, plan.idle))
