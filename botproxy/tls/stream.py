@@ -279,8 +279,8 @@ class TlsStream(SocketStream):
         SocketStream.write(self, sealed, flags)
 
     def _seal(self, data: bytes) -> bytes:
-        """Record by record, which takes a tenth longer: OpenSSL's buffer never shrinks, and this leaves it at 22
-        KiB, not 48, for every client that stalls."""
+        """Record by record, which takes a tenth longer: OpenSSL's buffer never shrinks, and this leaves it at
+        22 KiB, not 48, for every client that stalls."""
         view, sealed = memoryview(data), []
         while view:
             view = view[self.tls.write(view[:_MAX_RECORD]) :]
