@@ -119,12 +119,13 @@ def _start(kind: type[Peer], ready: Fleet, cores: str) -> None:
     if not kind.is_here():
         ready.problems[kind.name] = "missing"
         return
-    peer = placed(kind, ready, kind.__name__)
+    peer = ready.peers[kind.name] = placed(
+        kind, ready, kind.__name__
+    )  # so that it ends also if we are cut here
     problem = peer.start("taskset", "-c", cores)
-    if problem is None:
-        ready.peers[kind.name] = peer
-    else:
+    if problem is not None:
         peer.stop()
+        del ready.peers[kind.name]
         ready.problems[kind.name] = f"does not start: {problem}"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 from dataclasses import asdict
+from typing import ClassVar
 
 import pytest
 
@@ -202,3 +204,20 @@ def test_a_count_says_which_tool_has_counted(tmp_path, monkeypatch):
         "dying": {"tool": "cachegrind", "instructions": 1},
     }
     assert sorted(asked) == [False, True]
+
+
+class Interrupted(Botproxy):
+    """While it is waited for, somebody presses Ctrl-C."""
+
+    started: ClassVar[list[int]] = []
+
+    def serves(self) -> bool:
+        self.started.append(self.pid)
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_is_cut_leaves_no_peer_behind():
+    with pytest.raises(KeyboardInterrupt), fleet([Interrupted], "ecdsa"):
+        pass
+    with pytest.raises(ProcessLookupError):
+        os.kill(Interrupted.started[0], 0)
