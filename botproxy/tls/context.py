@@ -61,7 +61,7 @@ def listener_context(tls: schema.Tls) -> ssl.SSLContext:
     """The context of the TLS listeners: versions, ciphers, tickets; no certificate."""
     context = _policy(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
-    # OpenSSL's second one costs 19 us of each handshake and helps only clients that connect twice at once.
+    # OpenSSL's second one costs a twentieth of each handshake and helps only who connects twice at once.
     context.num_tickets = 1
     return context
 
