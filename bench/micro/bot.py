@@ -7,38 +7,14 @@ from __future__ import annotations
 
 import os
 import socketserver
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BufferedIOBase
-from pathlib import Path
-from socket import AF_UNIX, socket
 
-PATIENCE = 10.0
-"""Seconds until it listens."""
 LARGE = bytes(range(256)) * 4096
 """1 MiB, up and down."""
 DOWNLOAD, SOCKET = "/download", "/socket"
 MESSAGE = b"\x81\x85\x01\x02\x03\x04idomk"
 """A masked text frame of five bytes; a proxy looks into none."""
-
-
-@contextmanager
-def running(path: Path) -> Iterator[None]:
-    """A bot of its own process on the socket `path`."""
-    process = subprocess.Popen([sys.executable, "-m", "bench.micro.bot", str(path)])
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not _answers(path):
-            assert process.poll() is None, "the bot ended"
-            assert time.monotonic() < deadline, "the bot does not listen"
-            time.sleep(0.02)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class Connection(socketserver.StreamRequestHandler):
@@ -84,11 +60,6 @@ def _fields(file: BufferedIOBase) -> dict[bytes, bytes]:
         name, _, value = line.partition(b":")
         found[name.lower()] = value.strip()
     return found
-
-
-def _answers(path: Path) -> bool:
-    with socket(AF_UNIX) as sock:
-        return sock.connect_ex(str(path)) == 0
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 
 from bench.lineage import NAME, Lineage
-from bench.micro import bot, parts
+from bench.micro import parts
 from bench.micro.bot import DOWNLOAD, LARGE, MESSAGE, SOCKET
-from bench.reload import clients
+from bench.reload import bot, clients
 from tests.harness import free_port
 
 HANDSHAKES, REQUESTS, BODIES = 40, 300, 6
@@ -76,7 +76,7 @@ def place() -> Iterator[Place]:
             )
         )
         command = (sys.executable, "-P", "-m", "botproxy", "serve", "--config", str(file))
-        with bot.running(path):
+        with bot.running(path, "bench.micro.bot"):
             yield Place(directory, command, Caller(port, lineage.ca))
 
 

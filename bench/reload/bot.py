@@ -28,9 +28,9 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 @contextmanager
-def running(path: Path) -> Iterator[None]:
-    """A bot of its own process on the socket `path`."""
-    process = subprocess.Popen([sys.executable, "-m", "bench.reload.bot", str(path)])
+def running(path: Path, program: str = "bench.reload.bot") -> Iterator[None]:
+    """A bot of its own process on the socket `path`: this one, or another module that is run like it."""
+    process = subprocess.Popen([sys.executable, "-m", program, str(path)])
     try:
         deadline = time.monotonic() + PATIENCE
         while not _answers(path):
