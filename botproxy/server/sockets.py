@@ -216,14 +216,11 @@ def _another(
     address: str, socks: Sequence[socket.socket], ports: Set[int], *, queueing: bool
 ) -> socket.socket:
     """One more socket for `address`, beside `socks`. `ports`: on which we listen already."""
-    if address.startswith("fd:") and not socks:
-        return _inherited(address)
-    port = 0
+    if address.startswith("fd:"):
+        return _duplicate(address, socks[0]) if socks else _inherited(address)
+    host, port = split_address(address)
+    port = port_of(socks[0]) if socks else port  # port 0: the others share what the first was given
     try:
-        if address.startswith("fd:"):
-            return socks[0].dup()
-        host, port = split_address(address)
-        port = port_of(socks[0]) if socks else port  # port 0: the others share what the first was given
         if not socks and port not in ports:
             # SO_REUSEPORT would let a second botproxy share the port and take half of the connections.
             _bind(host, port, shared=False).close()
@@ -232,6 +229,13 @@ def _another(
         raise BindError(f'cannot listen on "{address}": this is no name of a host') from error
     except OSError as error:
         raise BindError(f'cannot listen on "{address}": {_advice(error, port)}') from error
+
+
+def _duplicate(address: str, sock: socket.socket) -> socket.socket:
+    try:
+        return sock.dup()
+    except OSError as error:
+        raise BindError(f'cannot listen on "{address}": {_advice(error, 0)}') from error
 
 
 def _bind(host: str, port: int, *, shared: bool = True, queueing: bool = True) -> socket.socket:

@@ -106,7 +106,7 @@ class TlsStream(SocketStream):
     """A byte stream over TLS. Until `shake` is over, it reads what comes as it comes."""
 
     _header = b""
-    """What has come of such a record, while its length is not among it."""
+    """What has come of a record whose length is still to come; else that is in `_missing`."""
     _untaken = 0
     """Bytes of `_send_unasked` since the peer had taken everything."""
 
