@@ -152,7 +152,7 @@ def whole_run(server: Server, count: int, *, by_object: bool = False) -> Run:
             )
         try:
             _await(process, server.ready, directory / "said")
-            _settle(process.pid)
+            settle(process.pid)  # one that is told to end while it begins leaves no count
             before = _family(process.pid)
             server.operate(count)
             names = _names(_family(process.pid), Path(server.command[0]).name)
@@ -191,6 +191,36 @@ def counted(
         return done.stdout, _counts(Path(name))
 
 
+def settle(root: int, quiet: float = SETTLED, patience: float = START_PATIENCE) -> None:
+    """Wait until nobody of the tree has been at work for `quiet` seconds, or `patience` is over."""
+    deadline = time.monotonic() + patience
+    before = -1.0
+    while (used := accounting.ticks(root)) != before and time.monotonic() < deadline:
+        before = used
+        time.sleep(quiet)
+
+
+def by_object(lines: Iterable[str]) -> Counter[str]:
+    """What a profile in callgrind's format says (Valgrind's manual, "Callgrind Format Specification")."""
+    names: dict[str, str] = {}
+    found: Counter[str] = Counter()
+    here, is_call = "", False
+    for line in lines:
+        if match := _OBJECT.match(line):
+            number, name = match.groups()
+            if name:
+                names[number] = name.rpartition("/")[2]
+            if line.startswith("ob="):
+                here = names[number]
+        elif line.startswith("calls="):
+            is_call = True  # the next line is what the called function cost
+        elif line[:1].isdigit() or line[:1] in "+-*":
+            if not is_call:
+                found[here] += int(line.split()[1])
+            is_call = False
+    return found
+
+
 # Private
 
 
@@ -209,15 +239,6 @@ def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool], said: Pa
         if time.monotonic() > deadline:
             raise CountError(f"does not serve after {START_PATIENCE:g} s; it said: {_last(said)}")
         time.sleep(0.1)
-
-
-def _settle(root: int) -> None:
-    """Wait until nobody of the tree is at work: one that is told to end while it begins leaves no count."""
-    deadline = time.monotonic() + START_PATIENCE
-    before = -1.0
-    while (used := accounting.ticks(root)) != before and time.monotonic() < deadline:
-        before = used
-        time.sleep(SETTLED)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -281,26 +302,5 @@ def _objects(directory: Path, pids: Iterable[int]) -> dict[str, int]:
         file = directory / f"{pid}.objects"
         if file.exists():
             with file.open(errors="replace") as lines:
-                found.update(_by_object(lines))
+                found.update(by_object(lines))
     return dict(found)
-
-
-def _by_object(lines: Iterable[str]) -> Counter[str]:
-    """What a profile in callgrind's format says (Valgrind's manual, "Callgrind Format Specification")."""
-    names: dict[str, str] = {}
-    found: Counter[str] = Counter()
-    here, is_call = "", False
-    for line in lines:
-        if match := _OBJECT.match(line):
-            number, name = match.groups()
-            if name:
-                names[number] = name.rpartition("/")[2]
-            if line.startswith("ob="):
-                here = names[number]
-        elif line.startswith("calls="):
-            is_call = True  # the next line is what the called function cost
-        elif line[:1].isdigit() or line[:1] in "+-*":
-            if not is_call:
-                found[here] += int(line.split()[1])
-            is_call = False
-    return found

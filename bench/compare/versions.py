@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import ssl
-import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.micro.trees import git
 from bench.peers.peer import Peer, first_line
 
 MADE = ("bench/results", "bench/charts", "bench/RESULTS.md")
@@ -35,16 +35,11 @@ def everything(kinds: Sequence[type[Peer]]) -> dict[str, Any]:
 
 def _commit() -> str:
     """What the tree is of, and whether it is as it was committed; empty without git."""
-    root = Path(__file__).parents[2]
-    others = [f":!{path}" for path in MADE]
-    answers = []
-    for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", ".", *others)):
-        try:
-            told = subprocess.run(("git", *command), cwd=root, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-        answers.append(told.stdout.strip())
-    return f"{answers[0]}, changed" if answers[1] else answers[0]
+    head = git("rev-parse", "--short=12", "HEAD")
+    changes = git("status", "--porcelain", "--", ".", *(f":!{path}" for path in MADE))
+    if head is None or changes is None:
+        return ""
+    return f"{head}, changed" if changes else head
 
 
 def _processor() -> str:

@@ -107,7 +107,7 @@ def part(profile: Path) -> Part:
 def objects(profile: Path) -> Counter[str]:
     """Instructions by the name of the file that the code is in."""
     with profile.open(errors="replace") as lines:
-        return instructions._by_object(lines)
+        return instructions.by_object(lines)
 
 
 # Private
@@ -126,7 +126,7 @@ def _mark(workers: Sequence[int], place: Path, number: int) -> Part:
     """End part `number` once it is quiet; what it cost."""
     found = []
     for pid in workers:
-        _settle(pid)
+        instructions.settle(pid, QUIET, PATIENCE)
         os.kill(pid, MARK)
         profile = place / f"{pid}.{number}"
         deadline = time.monotonic() + PATIENCE
@@ -134,7 +134,7 @@ def _mark(workers: Sequence[int], place: Path, number: int) -> Part:
             if time.monotonic() > deadline:
                 raise instructions.CountError(f"callgrind wrote no profile of part {number}")
             time.sleep(0.01)
-        _settle(pid)  # what it does about the signal is in no part but its own
+        instructions.settle(pid, QUIET, PATIENCE)  # what it does about the signal is in no part but its own
         found.append(part(profile))
     return Part(sum(each.own for each in found), sum(each.cryptography for each in found))
 
@@ -146,12 +146,3 @@ def _is_complete(profile: Path) -> bool:
     with profile.open("rb") as file:
         file.seek(max(0, profile.stat().st_size - 200))
         return b"\ntotals:" in file.read()
-
-
-def _settle(pid: int) -> None:
-    """Wait until it has been at rest for a while."""
-    deadline = time.monotonic() + PATIENCE
-    before = -1.0
-    while (used := accounting.ticks(pid)) != before and time.monotonic() < deadline:
-        before = used
-        time.sleep(QUIET)

@@ -42,26 +42,26 @@ def base_commit(named: str | None) -> str | None:
     left = _left()
     if left not in (None, head):
         return left
-    if _git("rev-parse", "--is-shallow-repository") != "false":
+    if git("rev-parse", "--is-shallow-repository") != "false":
         return None  # what it does not know may have changed what it costs
-    accepted = _git("log", "-1", "--format=%H", "--", str(BASELINE))
+    accepted = git("log", "-1", "--format=%H", "--", str(BASELINE))
     if accepted and accepted != head:
         return accepted
-    return head if _git("status", "--porcelain", "--", PACKAGE) else _commit("HEAD^")
+    return head if git("status", "--porcelain", "--", PACKAGE) else _commit("HEAD^")
 
 
 def is_changed(base: str) -> bool:
     """Whether this tree's botproxy differs from that of `base`."""
     changes = (
-        _git("ls-files", "--others", "--exclude-standard", "--", PACKAGE),
-        _git("diff", "--name-only", base, "--", PACKAGE),
+        git("ls-files", "--others", "--exclude-standard", "--", PACKAGE),
+        git("diff", "--name-only", base, "--", PACKAGE),
     )
     return changes != ("", "")
 
 
 def accepted_since(base: str) -> list[str]:
     """What the commits since `base` say that something may cost."""
-    said = _git("log", f"--format=%(trailers:key={ACCEPTED},valueonly)", f"{base}..HEAD")
+    said = git("log", f"--format=%(trailers:key={ACCEPTED},valueonly)", f"{base}..HEAD")
     return [line for line in (said or "").splitlines() if line]
 
 
@@ -85,13 +85,22 @@ def copy_tree(place: Path) -> Path:
     return _compiled(directory)
 
 
+def git(*arguments: str) -> str | None:
+    """What git prints; None when it fails, or when there is no git or no repository."""
+    try:
+        done = subprocess.run((*GIT, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 # Private
 
 
 def _left() -> str | None:
     """Where this branch and the remote's main one were the same."""
     main = next((name for name in MAIN if _commit(name) is not None), None)
-    return _git("merge-base", "HEAD", main) if main is not None else None
+    return git("merge-base", "HEAD", main) if main is not None else None
 
 
 def _compiled(directory: Path) -> Path:
@@ -102,13 +111,4 @@ def _compiled(directory: Path) -> Path:
 
 
 def _commit(name: str) -> str | None:
-    return _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints; None when it fails, or when there is no git or no repository."""
-    try:
-        done = subprocess.run((*GIT, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")

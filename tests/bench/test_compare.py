@@ -58,22 +58,9 @@ class Dying(Peer):
         return Told(0.0, None)
 
 
-class Absent(Peer):
+class Absent(Dying):
     name = "absent"
     program = "a-program-that-is-not-installed"
-    template = "nginx.conf"
-    command = ""
-
-    @classmethod
-    def version(cls) -> str:
-        return "none"
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        return (self.program,)
-
-    def tell(self) -> Told:
-        return Told(0.0, None)
 
 
 @loads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import time
@@ -385,13 +386,16 @@ def test_when_descriptors_run_out_it_says_so_and_accepts_again(
     assert len(lines) < 10, "it may not fill the log"
 
 
+@pytest.mark.parametrize("begun", [b"", b"\x17"], ids=["silent", "a byte of a record"])
 def test_when_descriptors_run_out_idle_connections_make_room(
-    start: Start, trust: ssl.SSLContext, bot: Bot
+    start: Start, trust: ssl.SSLContext, bot: Bot, begun: bytes
 ) -> None:
     front = start(bot.url, upstream={"reuse": "never"})
     (worker,) = front.workers()
     with ExitStack() as stack:
         idle = hold_open(stack, front, trust, 20)
+        for client in idle:
+            os.write(client.sock.fileno(), begun)
         highest = highest_descriptor(worker)
         limit_descriptors(worker, highest + 2)
         for _ in range(10):

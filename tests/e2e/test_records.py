@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hmac
-import os
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.certs import Authority
 from tests.e2e.conftest import Start
-from tests.e2e.test_limits import highest_descriptor, hold_open, is_served, retry
-from tests.harness import Bot, Proxied, limit_descriptors
+from tests.harness import Bot, Proxied
 from tests.wire import HelloFor, get
 
 SUITE = "TLS_AES_256_GCM_SHA384"
@@ -120,20 +117,6 @@ def test_who_has_keys_changed_for_ever_and_takes_no_answer_is_cut(
             client.flood()
     with front.connect(trust) as other:
         assert other.request(get()).status == 200
-
-
-def test_half_a_record_keeps_nobody_from_the_room_it_is_in(
-    start: Start, trust: ssl.SSLContext, bot: Bot
-) -> None:
-    front = start(bot.url, upstream={"reuse": "never"})
-    (worker,) = front.workers()
-    with ExitStack() as stack:
-        for client in hold_open(stack, front, trust, 20):
-            os.write(client.sock.fileno(), b"\x17")
-        highest = highest_descriptor(worker)
-        limit_descriptors(worker, highest + 2)
-        for _ in range(10):
-            stack.enter_context(retry(lambda: is_served(front, trust)))
 
 
 def flood(front: Proxied, requests: int) -> socket.socket:
